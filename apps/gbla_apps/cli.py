@@ -1,0 +1,32 @@
+"""``gbla-rec COMMAND``: dispatches to the entry point of that name."""
+
+import importlib
+import sys
+
+from gbla_apps import command_line
+
+COMMANDS = {
+    "demo": "the whole path on MovieLens, in minutes",
+    "prepare": "an event log becomes a prepared dataset",
+    "tokenize": "items get semantic IDs",
+    "train": "train a recipe (also under torchrun and TorchX)",
+    "evaluate": "test a run by beam search, beside baselines",
+    "recommend": "the next items for a user or a typed-in history",
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
+        print(f"usage: gbla-rec COMMAND [options]   (gbla-rec COMMAND --help)\n\n{lines}")
+        return
+    if arguments[0] not in COMMANDS:
+        print(f"error: COMMAND must be one of {', '.join(COMMANDS)}, got {arguments[0]!r}", file=sys.stderr)
+        raise SystemExit(2)
+    command_line.run(importlib.import_module(f"gbla_apps.{arguments[0]}").main, arguments[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""``gbla-rec recommend``: the next items for a user of the dataset, or for a history typed in."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from gbla_apps import command_line
+from gbla_rec.checkpoint.process_group import process_group
+from gbla_rec.evaluation.recommend import Recommender, Recommendation
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse and recommend."""
+    parser = argparse.ArgumentParser(prog="gbla-rec recommend", description="Recommend items with titles.")
+    command_line.add_run_options(parser)
+    history = parser.add_mutually_exclusive_group(required=True)
+    history.add_argument("--user", metavar="ID", help="a user of the dataset, whole history")
+    history.add_argument("--history", metavar="ITEMS", help='titles or ids, oldest first, separated by commas: "Toy Story, Heat, 1270"')
+    parser.add_argument("--count", type=int, default=10, metavar="N", help="items to print (default: 10)")
+    parser.add_argument("--repeat", action="store_true", help="allow items of the history")
+    options = parser.parse_args(arguments)
+    with process_group() as device:
+        recommender = Recommender.open(command_line.chosen_run(options), device)
+        if options.user is not None:
+            recommendation = recommender.for_user(options.user, options.count, exclude_history=not options.repeat)
+        else:
+            recommendation = recommender.for_history(options.history, options.count, exclude_history=not options.repeat)
+    show(recommendation)
+
+
+def show(recommendation: Recommendation) -> None:
+    """Print the end of the history and the recommended items."""
+    console = Console()
+    console.print("history, newest last: " + " · ".join(recommendation.history_titles[-5:]), highlight=False)
+    table = Table("rank", "item", "title", "log-probability")
+    for rank, (item, title, score) in enumerate(zip(recommendation.item_ids, recommendation.titles, recommendation.scores, strict=True), 1):
+        table.add_row(str(rank), str(item), title, f"{score:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.argv[1:])

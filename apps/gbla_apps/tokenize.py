@@ -1,0 +1,24 @@
+"""``gbla-rec tokenize``: the items of a prepared dataset get semantic IDs."""
+
+import sys
+from collections.abc import Sequence
+
+from gbla_apps import command_line
+from gbla_rec import workspace
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.semantic_ids.tokenize import tokenize
+
+DESCRIPTION = "Give every item of the prepared dataset a semantic ID; only --dataset and --semantic-ids.* matter here."
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse and tokenize."""
+    config = command_line.parse_run_config("tokenize", DESCRIPTION, arguments)
+    dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
+    output = workspace.semantic_ids_dir(config.dataset)
+    table = tokenize(dataset, config.semantic_ids, output)
+    print(f"{output}: {table.codes.shape[0]:,} items, codebooks {' x '.join(map(str, table.widths))}; quality in report.md")
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.argv[1:])

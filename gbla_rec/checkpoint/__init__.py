@@ -1,0 +1,1 @@
+"""Sharding plans, and models saved to and loaded from disk by any number of ranks."""

@@ -1,0 +1,66 @@
+"""The ranks of a run: gloo on CPU, NCCL on GPU, and one process alone without a launcher."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+ResultT = TypeVar("ResultT")
+TIMEOUT = timedelta(minutes=10)
+
+
+@contextmanager
+def process_group(timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
+    """Join the launcher's process group (``torchrun``'s variables), or make a group of one; yields this rank's device.
+
+    A group that already exists is used and left alone.
+    """
+    device = local_device()
+    if dist.is_initialized():
+        yield device
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as directory:
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            store = dist.FileStore(str(Path(directory, "store")), 1)
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        try:
+            yield device
+        finally:
+            dist.destroy_process_group()
+
+
+def local_device() -> torch.device:
+    """This rank's GPU, or the CPU when there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def on_first_rank(action: Callable[[], ResultT]) -> ResultT:
+    """Run ``action`` on rank 0 and give every rank its result.
+
+    Raises:
+        Exception: what ``action`` raised, on every rank: an error on rank 0 alone would hang the others.
+    """
+    outcome: list[tuple[ResultT | None, Exception | None]] = [(None, None)]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [(action(), None)]
+        except Exception as error:
+            outcome = [(None, error)]
+    dist.broadcast_object_list(outcome, src=0)
+    result, raised = outcome[0]
+    if raised is not None:
+        raise raised
+    return cast(ResultT, result)

@@ -1,0 +1,135 @@
+"""What a run leaves on disk, and how the next command finds it.
+
+::
+
+    config.json  version.json  plan.txt  metrics.jsonl  tensorboard/
+    checkpoints/step_00001000/   torch.distributed.checkpoint files and progress.json
+    results.json                 written by evaluation
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from gbla_rec.config import RunConfig, from_json, to_json
+from gbla_rec.data.histories import StreamPosition
+
+CHECKPOINTS = "checkpoints"
+PROGRESS = "progress.json"
+TEMPORARY_PREFIX = ".tmp-"
+PACKAGES = ("gbla-rec", "torch", "torchrec", "triton", "polars", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a checkpoint stands: steps done, the next sample, and the validation NLL if it was measured."""
+
+    step: int
+    position: StreamPosition
+    world_size: int
+    validation_nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    progress: Progress
+
+
+def create_run(run_dir: Path, config: RunConfig, dataset_hash: str) -> None:
+    """Make the run directory with its resolved config and the versions of code and data.
+
+    Raises:
+        FileExistsError: if it exists.
+    """
+    (run_dir / CHECKPOINTS).mkdir(parents=True)
+    (run_dir / "version.json").write_text(json.dumps({**code_version(), "dataset_hash": dataset_hash}, indent=2) + "\n")
+    # last: a directory with a config.json is a run
+    write_text(run_dir / "config.json", to_json(config))
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The resolved config of a run."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.json")
+    return from_json(RunConfig, path.read_text())
+
+
+def code_version() -> dict[str, str | None]:
+    """Versions of the packages, and the git commit when the code runs from a checkout (``-dirty`` if changed)."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    commit = described.stdout.strip() if described.returncode == 0 else None
+    return {"commit": commit, **{name: version(name) for name in PACKAGES}}
+
+
+def checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [Checkpoint(path.parent, read_progress(path)) for path in (run_dir / CHECKPOINTS).glob(f"step_*/{PROGRESS}")]
+    return sorted(found, key=lambda checkpoint: checkpoint.progress.step)
+
+
+def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
+    """The ``count`` checkpoints of lowest validation NLL, best first; unvalidated ones come last, newest first.
+
+    Raises:
+        FileNotFoundError: if the run has no checkpoint.
+    """
+    found = checkpoints(run_dir)
+    if not found:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint yet; let it train for longer, or resume it")
+
+    def order(checkpoint: Checkpoint) -> tuple[float, int]:
+        nll = checkpoint.progress.validation_nll
+        return (float("inf") if nll is None else nll, -checkpoint.progress.step)
+
+    return sorted(found, key=order)[:count]
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` belongs."""
+    return run_dir / CHECKPOINTS / f"step_{step:08d}"
+
+
+def prune_checkpoints(run_dir: Path, keep_last: int, keep_best: int) -> None:
+    """Delete all but the newest ``keep_last`` and the best ``keep_best`` checkpoints, and what killed saves left behind."""
+    found = checkpoints(run_dir)
+    validated = [checkpoint for checkpoint in found if checkpoint.progress.validation_nll is not None]
+    validated.sort(key=lambda checkpoint: (checkpoint.progress.validation_nll, checkpoint.progress.step))
+    kept = {checkpoint.path for checkpoint in found[-keep_last:] + validated[:keep_best]}
+    for path in [checkpoint.path for checkpoint in found if checkpoint.path not in kept]:
+        doomed = path.with_name(TEMPORARY_PREFIX + path.name)
+        # renamed first: a half-deleted checkpoint must not look complete
+        path.rename(doomed)
+    for left in (run_dir / CHECKPOINTS).glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def write_progress(directory: Path, progress: Progress) -> None:
+    """Write ``progress.json``."""
+    write_text(directory / PROGRESS, json.dumps(asdict(progress), indent=2) + "\n")
+
+
+def read_progress(path: Path) -> Progress:
+    """Read ``progress.json``."""
+    fields = json.loads(path.read_text())
+    return Progress(**{**fields, "position": StreamPosition(**fields["position"])})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either complete or absent."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    temporary.write_text(text)
+    temporary.rename(path)

@@ -1,0 +1,97 @@
+"""Opens what a run is made of - dataset, semantic IDs, sharded model - for training, evaluation and recommendation."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from gbla_rec import workspace
+from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
+from gbla_rec.config import RunConfig
+from gbla_rec.data.batch import Batch, Collator
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.data.evaluation_batches import evaluation_batches
+from gbla_rec.models.retriever import GenerativeRetriever
+from gbla_rec.semantic_ids.table import SemanticIdTable
+
+
+@dataclass(frozen=True, eq=False)
+class RunParts:
+    """Everything a run needs besides its weights' values; the model is freshly initialised."""
+
+    config: RunConfig
+    dataset: PreparedDataset
+    semantic_ids: SemanticIdTable
+    collator: Collator
+    model: DistributedModelParallel
+    device: torch.device
+
+    @classmethod
+    def open(cls, config: RunConfig, device: torch.device) -> "RunParts":
+        """Open dataset and semantic IDs from the workspace and build the sharded model on the current process group.
+
+        Raises:
+            FileNotFoundError: if the dataset is not prepared or not tokenized; the message names the command.
+            ValueError: if the semantic IDs belong to another version of the dataset.
+        """
+        dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
+        semantic_ids = SemanticIdTable.load(
+            workspace.semantic_ids_dir(config.dataset),
+            num_items=dataset.manifest.num_items,
+            dataset_hash=dataset.manifest.content_hash,
+        )
+        embedding = config.model.embedding
+        model = sharded_retriever(
+            config.model,
+            config.optimizer,
+            dataset.context_sizes(),
+            semantic_ids.codes,
+            semantic_ids.widths,
+            seed=config.seed,
+            device=device,
+        )
+        collator = Collator(
+            embedding,
+            dataset.items()["item_id"].to_list(),
+            num_code_levels=len(semantic_ids.widths),
+            world_size=dist.get_world_size(),
+        )
+        return cls(config, dataset, semantic_ids, collator, model, device)
+
+    @property
+    def retriever(self) -> GenerativeRetriever:
+        """The retriever inside the data-parallel wrappers."""
+        return unwrap(self.model)
+
+    def evaluation_batches(
+        self, split: Literal["validation", "test"], tokens_per_batch: int, num_users: int | None = None
+    ) -> Iterator[tuple[HistoryBatch, Batch]]:
+        """This rank's part of the users of ``split``; every rank gets the same number of batches, some may be empty.
+
+        Args:
+            split: whose targets to predict.
+            tokens_per_batch: history events of one batch.
+            num_users: a fixed random sample of users instead of all.
+        """
+        batches = evaluation_batches(
+            self.dataset,
+            split,
+            tokens_per_batch=tokens_per_batch,
+            max_history_length=self.config.stream.max_history_length,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            num_users=num_users,
+            seed=self.config.seed,
+            context=self.config.model.embedding.context_features,
+        )
+        for histories in batches:
+            yield histories, self.collator(histories).to(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """bf16 on CUDA; fp32 on CPU, where bf16 is slower."""
+        return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()

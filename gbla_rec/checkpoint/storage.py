@@ -1,0 +1,78 @@
+"""Save and load through torch.distributed.checkpoint: written by N ranks, read by M."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from gbla_rec.checkpoint.process_group import on_first_rank
+from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX, Checkpoint, Progress, checkpoint_path, write_progress
+
+MODEL = "model"
+TABLE_OPTIMIZER = "table_optimizer"
+DENSE_OPTIMIZER = "dense_optimizer"
+
+
+def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimizer_state: dict[str, Any], progress: Progress) -> Path:
+    """Write a checkpoint; all ranks call it together.
+
+    It is written under a temporary name and renamed when complete, so a killed save leaves the older ones as they are.
+
+    Args:
+        run_dir: the run.
+        model: tables, dense part, and the fused optimiser of the tables.
+        dense_optimizer_state: tensors by name; replicated on all ranks.
+        progress: stored beside it; its step names the directory.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    final = checkpoint_path(run_dir, progress.step)
+    temporary = final.with_name(TEMPORARY_PREFIX + final.name)
+
+    def prepare() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    def publish() -> None:
+        write_progress(temporary, progress)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+
+    on_first_rank(prepare)
+    dcp.save(_state(model, dense_optimizer_state), checkpoint_id=temporary)
+    on_first_rank(publish)
+    return final
+
+
+def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, dense_optimizer_state: dict[str, Any] | None) -> None:
+    """Read a checkpoint into ``model``, whatever number of ranks wrote it; all ranks call it together.
+
+    Args:
+        checkpoint: what to read.
+        model: overwritten in place.
+        dense_optimizer_state: tensors by name, overwritten in place; None reads the weights alone (evaluation).
+
+    Raises:
+        ValueError: if the checkpoint does not fit the model, or a file of it is damaged; names the checkpoint.
+    """
+    state = {MODEL: model.state_dict()} if dense_optimizer_state is None else _state(model, dense_optimizer_state)
+    try:
+        dcp.load(state, checkpoint_id=checkpoint.path)
+    except Exception as error:
+        raise ValueError(f"checkpoint {checkpoint.path} cannot be read: it is damaged or belongs to another config ({error})") from error
+    model.load_state_dict(state[MODEL])
+    if dense_optimizer_state is not None:
+        model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
+    dist.barrier()
+
+
+def _state(model: DistributedModelParallel, dense_optimizer_state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        MODEL: model.state_dict(),
+        TABLE_OPTIMIZER: model.fused_optimizer.state_dict(),
+        DENSE_OPTIMIZER: dense_optimizer_state,
+    }

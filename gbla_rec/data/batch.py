@@ -1,0 +1,126 @@
+"""Collate: from a jagged batch of histories to the tensors of one training or evaluation step."""
+
+# B rows, L history tokens, S targets, C code levels, F features (docs/shapes.md)
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from gbla_kernels import JaggedLayout
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from gbla_rec.config import EmbeddingConfig
+from gbla_rec.data.hashing import hash_rows
+from gbla_rec.data.histories import HistoryBatch, StreamPosition
+
+
+def hash_feature(index: int) -> str:
+    """Name of the feature and table of hash function ``index``."""
+    return f"item_hash_{index}"
+
+
+def context_feature(column: str) -> str:
+    """Name of the feature and table of a context column."""
+    return f"context_{column}"
+
+
+def feature_names(config: EmbeddingConfig) -> list[str]:
+    """Keys of ``Batch.features``, in order: hashes, then context columns."""
+    return [hash_feature(i) for i in range(config.num_hashes)] + [context_feature(column) for column in config.context_features]
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's part of a global batch.
+
+    Attributes:
+        features: keys of ``feature_names``, each with ``L`` values: the histories, ready for the tables.
+        items: ``(L,)`` int64 item indices of the histories.
+        layout: rows of the histories.
+        targets: ``(S,)`` int64 item indices to predict.
+        code_layout: rows of the ``(S * C,)`` target code positions.
+        token_keys: ``(L,)`` int64 keys of the dropout masks; ``target_keys`` ``(S,)`` likewise.
+        loss_weight: ranks / targets of the global batch: makes the mean of rank gradients the gradient of the global mean.
+        next_position: where the stream goes on after this global batch; None in evaluation.
+        num_global_targets: targets of the global batch.
+        num_global_tokens: history events of the global batch.
+    """
+
+    features: KeyedJaggedTensor
+    items: Tensor
+    layout: JaggedLayout
+    targets: Tensor
+    code_layout: JaggedLayout
+    token_keys: Tensor
+    target_keys: Tensor
+    loss_weight: float
+    next_position: StreamPosition | None
+    num_global_targets: int
+    num_global_tokens: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The batch on ``device``."""
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _MOVABLE})
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _MOVABLE})
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep device memory until ``stream`` has passed this point."""
+        for name in _MOVABLE:
+            getattr(self, name).record_stream(stream)
+
+
+_MOVABLE = ("features", "items", "layout", "targets", "code_layout", "token_keys", "target_keys")
+assert set(_MOVABLE) < {field.name for field in fields(Batch)}
+
+
+class Collator:
+    """Turns ``HistoryBatch`` into ``Batch``; hashing happens here, on the CPU, where TorchRec's pipeline can overlap it."""
+
+    def __init__(
+        self, config: EmbeddingConfig, item_ids: list[int] | list[str] | NDArray[np.int64], *, num_code_levels: int, world_size: int = 1
+    ) -> None:
+        """``item_ids``: ``(N,)`` original ids in item-index order."""
+        self.config = config
+        self.num_code_levels, self.world_size = num_code_levels, world_size
+        self.hash_rows = torch.from_numpy(hash_rows(item_ids, config.num_hashes, config.rows_per_table, config.hash_seed))
+        self.features = feature_names(config)
+
+    def __call__(self, histories: HistoryBatch) -> Batch:
+        """Build the tensors of one step on the CPU."""
+        items = torch.from_numpy(histories.items)
+        offsets = torch.from_numpy(histories.offsets)
+        lengths = offsets.diff()
+        values = [row_of_item[items] for row_of_item in self.hash_rows]
+        values += [torch.from_numpy(histories.context[column]).to(torch.int64) for column in self.config.context_features]
+        target_lengths = torch.from_numpy(histories.target_offsets).diff()
+        token_keys = torch.from_numpy(histories.token_keys)
+        return Batch(
+            features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=lengths.repeat(len(self.features))),
+            items=items,
+            layout=JaggedLayout.from_lengths(lengths),
+            targets=torch.from_numpy(histories.targets),
+            code_layout=JaggedLayout.from_lengths(target_lengths * self.num_code_levels),
+            token_keys=token_keys,
+            target_keys=_target_keys(token_keys, offsets, target_lengths, torch.from_numpy(histories.user_rows)),
+            loss_weight=self.world_size / max(histories.global_num_targets, 1),
+            next_position=histories.next_position,
+            num_global_targets=histories.global_num_targets,
+            num_global_tokens=histories.global_num_tokens,
+        )
+
+
+def _target_keys(token_keys: Tensor, offsets: Tensor, target_lengths: Tensor, user_rows: Tensor) -> Tensor:
+    """``(S,)``: the key of the row's newest token (of the user, if there is none), counted up over the row's targets."""
+    is_empty = offsets.diff() == 0
+    row_keys = user_rows.clone()
+    row_keys[~is_empty] = token_keys[offsets[1:][~is_empty] - 1]
+    rows = torch.repeat_interleave(target_lengths)
+    index_in_row = torch.arange(rows.numel()) - (target_lengths.cumsum(0) - target_lengths)[rows]
+    # odd multiplier far from small strides: code positions of one target add 0..C-1
+    return row_keys[rows] + (index_in_row + 1) * 0x2545F4914F6CDD1D

@@ -1,0 +1,158 @@
+"""Users to evaluate, each once: the memory before the split, and the targets after it.
+
+Validation reads ``[0, validation_begin)`` to predict ``[validation_begin, test_begin)``; test reads ``[0, test_begin)`` to
+predict ``[test_begin, n)``. Users without memory or targets are left out.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.histories import EventSource, HistoryBatch, Samples, flat_ranges, gather
+from gbla_rec.data.keyed_random import keyed_uint64
+from gbla_rec.data.shard_files import HistoryShard
+
+Int64Array = NDArray[np.int64]
+EvaluationSplit = Literal["validation", "test"]
+USERS_KEY = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PlannedBatch:
+    """Users (local rows) of one shard that make a batch."""
+
+    shard: int
+    users: Int64Array
+    num_tokens: int
+    num_targets: int
+
+
+def evaluation_batches(
+    dataset: PreparedDataset,
+    split: EvaluationSplit,
+    *,
+    tokens_per_batch: int,
+    max_history_length: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_users: int | None = None,
+    seed: int = 0,
+    context: Sequence[str] = (),
+) -> Iterator[HistoryBatch]:
+    """Yield this rank's batches; every rank gets the same number, the last ones may be empty.
+
+    Args:
+        dataset: the prepared dataset.
+        split: which targets.
+        tokens_per_batch: memory events of one batch of one rank; a longer memory is a batch alone.
+        max_history_length: only the most recent events are read; ``seen_items`` has all.
+        rank: this rank.
+        world_size: number of ranks; batch ``i`` goes to rank ``i % world_size``.
+        num_users: evaluate a sample of so many users, drawn from ``seed``; ``None`` for all.
+        seed: of the sample.
+        context: context columns to deliver.
+
+    Raises:
+        ValueError: if an argument is out of range, or no user can be evaluated.
+    """
+    _check_arguments(split, tokens_per_batch, max_history_length, rank, world_size, num_users)
+    return _batches(dataset, split, tokens_per_batch, max_history_length, rank, world_size, num_users, seed, tuple(context))
+
+
+def _batches(
+    dataset: PreparedDataset, split: EvaluationSplit, tokens_per_batch: int, max_history_length: int, rank: int, world_size: int,
+    num_users: int | None, seed: int, context: tuple[str, ...],
+) -> Iterator[HistoryBatch]:
+    largest_key = None if num_users is None else _largest_key(dataset, split, num_users, seed)
+    plan: list[_PlannedBatch] = []
+    for index in range(dataset.num_shards):
+        memory, end = _memory_and_end(dataset, index, split)
+        users = _eligible(memory, end)
+        if largest_key is not None:
+            users = users[_keys(users + dataset.first_user(index), seed) <= largest_key]
+        plan += _plan_shard(index, users, memory, end, tokens_per_batch, max_history_length)
+    if not plan:
+        raise ValueError(f"{dataset.path}: no user has {split} targets and events before them; "
+                         "evaluate another split or prepare with fewer targets")
+    loaded, shard = -1, None
+    for first in range(0, len(plan), world_size):
+        step = plan[first:first + world_size]
+        if rank < len(step) and step[rank].shard != loaded:
+            # the old shard goes before the new one comes
+            shard = None
+            loaded = step[rank].shard
+            shard = dataset.read_shard(loaded, context)
+        users = step[rank].users if rank < len(step) else np.zeros(0, np.int64)
+        batch = _empty_batch(context) if shard is None or not len(users) else _gather(shard, users, split, max_history_length)
+        yield dataclasses.replace(
+            batch,
+            global_num_targets=sum(part.num_targets for part in step),
+            global_num_tokens=sum(part.num_tokens for part in step),
+        )
+
+
+def _plan_shard(
+    index: int, users: Int64Array, memory: Int64Array, end: Int64Array, tokens_per_batch: int, max_history_length: int,
+) -> Iterator[_PlannedBatch]:
+    lengths = np.minimum(memory[users], max_history_length)
+    ends = np.cumsum(lengths)
+    targets = np.cumsum(end[users] - memory[users])
+    first = 0
+    while first < len(users):
+        tokens_before, targets_before = (int(ends[first - 1]), int(targets[first - 1])) if first else (0, 0)
+        stop = max(first + 1, int(np.searchsorted(ends, tokens_before + tokens_per_batch, side="right")))
+        yield _PlannedBatch(index, users[first:stop], int(ends[stop - 1]) - tokens_before, int(targets[stop - 1]) - targets_before)
+        first = stop
+
+
+def _gather(shard: HistoryShard, users: Int64Array, split: EvaluationSplit, max_history_length: int) -> HistoryBatch:
+    starts = shard.offsets[:-1][users]
+    memory = (shard.validation_begin if split == "validation" else shard.test_begin)[users]
+    end = shard.test_begin[users] if split == "validation" else np.diff(shard.offsets)[users]
+    begin = np.maximum(memory - max_history_length, 0)
+    batch = gather(EventSource.of_shard(shard), Samples(users + shard.first_user, begin, memory, end, starts + begin), None)
+    places, seen_offsets = flat_ranges(starts, memory)
+    return dataclasses.replace(batch, seen_items=shard.items[places], seen_offsets=seen_offsets)
+
+
+def _empty_batch(context: Sequence[str]) -> HistoryBatch:
+    none = np.zeros(0, np.int64)
+    source = EventSource(none, {name: np.zeros(0, np.int32) for name in context})
+    return gather(source, Samples(none, none, none, none, none), None)
+
+
+def _memory_and_end(dataset: PreparedDataset, index: int, split: EvaluationSplit) -> tuple[Int64Array, Int64Array]:
+    validation_begin, test_begin, num_events = dataset.read_lengths(index)
+    return (validation_begin, test_begin) if split == "validation" else (test_begin, num_events)
+
+
+def _eligible(memory: Int64Array, end: Int64Array) -> Int64Array:
+    return np.flatnonzero((memory > 0) & (end > memory)).astype(np.int64)
+
+
+def _keys(user_rows: Int64Array, seed: int) -> NDArray[np.uint64]:
+    return keyed_uint64(seed, USERS_KEY, user_rows)
+
+
+def _largest_key(dataset: PreparedDataset, split: EvaluationSplit, num_users: int, seed: int) -> np.uint64:
+    """The users with the ``num_users`` smallest keys are the sample; this is the largest of those keys."""
+    smallest = np.zeros(0, np.uint64)
+    for index in range(dataset.num_shards):
+        users = _eligible(*_memory_and_end(dataset, index, split))
+        smallest = np.sort(np.concatenate([smallest, _keys(users + dataset.first_user(index), seed)]))[:num_users]
+    return smallest[-1] if len(smallest) else np.uint64(0)
+
+
+def _check_arguments(split: str, tokens_per_batch: int, max_history_length: int, rank: int, world_size: int, num_users: int | None) -> None:
+    if split not in ("validation", "test"):
+        raise ValueError(f"split must be 'validation' or 'test', got {split!r}")
+    for name, value in (("tokens_per_batch", tokens_per_batch), ("max_history_length", max_history_length), ("num_users", num_users)):
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in [0, world_size), got rank {rank} of {world_size}")

@@ -1,0 +1,149 @@
+"""Recommendations with titles, for a user of the dataset or for a history given by titles or ids."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from gbla_rec.checkpoint.run_directory import best_checkpoints, read_config
+from gbla_rec.checkpoint.run_parts import RunParts
+from gbla_rec.checkpoint.storage import load_checkpoint
+from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.retrieval.generate import generate_items
+from gbla_rec.semantic_ids.trie import PrefixTrie
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Ranked items: original ids, titles (the id where there is none) and log-probabilities in nats."""
+
+    history_titles: list[str]
+    item_ids: list[int] | list[str]
+    titles: list[str]
+    scores: list[float]
+
+
+class Recommender:
+    """A trained run, ready to recommend; a context column that a typed-in history lacks gets its most frequent value."""
+
+    def __init__(self, parts: RunParts) -> None:
+        """``parts``: with trained weights."""
+        self.parts = parts
+        self.items = parts.dataset.items()
+        text_columns = parts.dataset.manifest.text_columns
+        ids = self.items["item_id"].cast(pl.String)
+        titles = self.items[text_columns[0]].fill_null(ids) if text_columns else ids
+        self.titles: list[str] = titles.to_list()
+        self.trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(parts.device)
+
+    @classmethod
+    def open(cls, run_dir: Path, device: torch.device) -> "Recommender":
+        """Load the checkpoint of lowest validation NLL of a run."""
+        parts = RunParts.open(read_config(run_dir), device)
+        load_checkpoint(best_checkpoints(run_dir, 1)[0], parts.model, None)
+        return cls(parts)
+
+    def for_user(self, user_id: str, count: int, *, exclude_history: bool = True) -> Recommendation:
+        """Recommend to a user of the dataset after all of their events.
+
+        Raises:
+            ValueError: if the user is unknown.
+        """
+        is_integer = self.parts.dataset.manifest.user_id_type == "int64"
+        if is_integer and not user_id.lstrip("-").isdecimal():
+            raise ValueError(f"user_id must be an integer, as in the dataset, got {user_id!r}")
+        history = self.parts.dataset.history(int(user_id) if is_integer else user_id)
+        return self._recommend(history.items, history.context, count, exclude_history)
+
+    def for_history(self, history: str, count: int, *, exclude_history: bool = True) -> Recommendation:
+        """Recommend after a history of titles or ids, oldest first, separated by commas (a title may contain commas).
+
+        Raises:
+            ValueError: if an entry names no item or several; the message suggests titles.
+        """
+        items = np.array(self._resolve([part.strip() for part in history.split(",")]), dtype=np.int64)
+        return self._recommend(items, {}, count, exclude_history)
+
+    def _recommend(self, items: np.ndarray, context: dict[str, np.ndarray], count: int, exclude_history: bool) -> Recommendation:
+        config = self.parts.config
+        recent = slice(max(len(items) - config.stream.max_history_length, 0), None)
+        read = items[recent]
+        empty = np.zeros(0, dtype=np.int64)
+        histories = HistoryBatch(
+            user_rows=np.zeros(1, dtype=np.int64),
+            items=read,
+            offsets=np.array([0, len(read)]),
+            context={
+                column: context[column][recent] if column in context else np.full(len(read), self._usual_code(column), dtype=np.int32)
+                for column in config.model.embedding.context_features
+            },
+            targets=empty,
+            target_offsets=np.zeros(2, dtype=np.int64),
+            token_keys=np.zeros(len(read), dtype=np.int64),
+            seen_items=items,
+            seen_offsets=np.array([0, len(items)]),
+            global_num_targets=0,
+            global_num_tokens=len(read),
+            position=None,
+            next_position=None,
+        )
+        self.parts.model.eval()
+        with self.parts.autocast():
+            memory = self.parts.retriever.encode(self.parts.collator(histories).to(self.parts.device))
+            result = generate_items(
+                self.parts.retriever,
+                memory,
+                self.trie,
+                num_beams=max(config.evaluation.num_beams, count),
+                num_results=count,
+                denied_items=torch.from_numpy(histories.seen_items).to(self.parts.device) if exclude_history else None,
+                denied_offsets=torch.from_numpy(histories.seen_offsets).to(self.parts.device) if exclude_history else None,
+            )
+        ranked = [item for item in result.items[0].tolist() if item >= 0]
+        return Recommendation(
+            history_titles=[self.titles[item] for item in items],
+            item_ids=self.items["item_id"].gather(ranked).to_list(),
+            titles=[self.titles[item] for item in ranked],
+            scores=result.scores[0, : len(ranked)].tolist(),
+        )
+
+    def _usual_code(self, column: str) -> int:
+        """The most frequent code of a context column in the first shard."""
+        codes = self.parts.dataset.read_shard(0, [column]).context[column]
+        return int(np.bincount(codes).argmax())
+
+    def _resolve(self, parts: list[str]) -> list[int]:
+        """Item indices of comma-separated entries; neighbouring entries are joined while that names an item."""
+        found, start = [], 0
+        while start < len(parts):
+            for stop in range(len(parts), start, -1):
+                name = ", ".join(parts[start:stop])
+                matches = self._matches(name)
+                if len(matches) == 1:
+                    found.append(matches[0])
+                    start = stop
+                    break
+            else:
+                raise ValueError(self._no_match(parts[start]))
+        return found
+
+    def _matches(self, name: str) -> list[int]:
+        """Items with this id or title (case and a trailing ``(year)`` aside); several when it is ambiguous."""
+        ids = self.items["item_id"].cast(pl.String)
+        by_id = (ids == name).arg_true().to_list()
+        if by_id:
+            return by_id
+        wanted = name.casefold()
+        exact = [i for i, title in enumerate(self.titles) if title.casefold() == wanted]
+        return exact or [i for i, title in enumerate(self.titles) if title.casefold().rpartition(" (")[0] == wanted]
+
+    def _no_match(self, name: str) -> str:
+        matches = self._matches(name)
+        if matches:
+            return f"history entry {name!r} names several items: {[self.titles[i] for i in matches[:5]]}; give the full title or the id"
+        similar = difflib.get_close_matches(name, self.titles, n=3, cutoff=0.4)
+        containing = [title for title in self.titles if name.casefold() in title.casefold()][:3]
+        return f"history entry {name!r} names no item of the dataset; did you mean one of {[*containing, *similar][:5]}?"

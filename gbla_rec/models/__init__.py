@@ -1,0 +1,1 @@
+"""Tables, encoder, decoder, and the retriever that joins them."""

@@ -1,0 +1,85 @@
+"""The hybrid encoder: pre-norm blocks of softmax attention (S) and gated bidirectional linear attention (G)."""
+
+# B rows, L tokens, T tokens of a row, D model width (docs/shapes.md)
+
+import torch
+from gbla_kernels import Backend, JaggedLayout
+from torch import Tensor, nn
+
+from gbla_rec.config import EncoderConfig
+from gbla_rec.models.keyed_dropout import keyed_dropout
+from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, SwiGLU
+
+RECENCY_BUCKETS_PER_OCTAVE = 4
+NUM_RECENCY_BUCKETS = 24 * RECENCY_BUCKETS_PER_OCTAVE
+
+
+class EncoderBlock(nn.Module):
+    """``x + mix(norm(x))``, then ``x + ffn(norm(x))``."""
+
+    def __init__(self, letter: str, config: EncoderConfig, index: int, backend: Backend) -> None:
+        super().__init__()
+        output_scale = (2 * len(config.layers)) ** -0.5
+        self.mixer_norm = nn.RMSNorm(config.model_dim)
+        self.mixer = (
+            SoftmaxAttention(config, output_scale=output_scale)
+            if letter == "S"
+            else GatedBidirectionalLinearAttention(config, output_scale=output_scale, backend=backend)
+        )
+        self.ffn_norm = nn.RMSNorm(config.model_dim)
+        self.ffn = SwiGLU(config.model_dim, config.resolved_ffn_dim, output_scale=output_scale)
+        self.dropout, self.index = config.dropout, index
+
+    def forward(self, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
+        """``(L, D)`` to ``(L, D)``."""
+        x = x + keyed_dropout(self.mixer(self.mixer_norm(x), layout), token_keys, self.dropout, 2 * self.index)
+        return x + keyed_dropout(self.ffn(self.ffn_norm(x)), token_keys, self.dropout, 2 * self.index + 1)
+
+
+class HybridEncoder(nn.Module):
+    """Encodes jagged histories with one layer per letter of ``config.pattern * config.num_repeats``.
+
+    A drop-in for any model that has a TorchRec ``JaggedTensor``: ``encoder(jagged.values(), jagged.offsets())``.
+    """
+
+    def __init__(self, config: EncoderConfig, *, backend: Backend = Backend.REFERENCE) -> None:
+        super().__init__()
+        self.config = config
+        # G without conv sees a bag of items: every variant gets the distance from the end
+        self.recency = nn.Embedding(NUM_RECENCY_BUCKETS, config.model_dim)
+        nn.init.normal_(self.recency.weight, std=0.1)
+        self.blocks = nn.ModuleList(EncoderBlock(letter, config, i, backend) for i, letter in enumerate(config.layers))
+        self.final_norm = nn.RMSNorm(config.model_dim)
+
+    def forward(self, values: Tensor, offsets: Tensor, *, layout: JaggedLayout | None = None, token_keys: Tensor | None = None) -> Tensor:
+        """Encode each row.
+
+        Args:
+            values: ``(L, D)`` token embeddings, oldest first in each row.
+            offsets: ``(B + 1,)`` integers; row ``b`` is ``offsets[b]:offsets[b + 1]``, possibly empty.
+            layout: the same rows, made in collate; without it offsets are read by the host (a device sync).
+            token_keys: ``(L,)`` int64 for dropout in training; None switches dropout off.
+
+        Returns:
+            ``(L, D)``, normalised.
+
+        Raises:
+            ValueError: if values are not ``(L, model_dim)`` or offsets do not cover them.
+        """
+        if values.dim() != 2 or values.shape[1] != self.config.model_dim:
+            raise ValueError(f"values must have shape (L, model_dim) = (L, {self.config.model_dim}), got {tuple(values.shape)}")
+        if layout is None:
+            layout = JaggedLayout.from_offsets(offsets)
+        if layout.num_tokens != values.shape[0]:
+            raise ValueError(f"offsets must cover values, got {layout.num_tokens} tokens in offsets and {values.shape[0]} in values")
+        x = values + self.recency(recency_buckets(layout)).to(values.dtype)
+        for block in self.blocks:
+            x = block(x, layout, token_keys if self.training else None)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+
+def recency_buckets(layout: JaggedLayout) -> Tensor:
+    """``(L,)`` int64: log-bucketed distance from the end of the row; 0 is the newest event."""
+    distance = layout.offsets[layout.rows + 1] - layout.offsets[layout.rows] - 1 - layout.positions
+    bucket = torch.log2(distance.to(torch.float32) + 1) * RECENCY_BUCKETS_PER_OCTAVE
+    return bucket.to(torch.int64).clamp(max=NUM_RECENCY_BUCKETS - 1)

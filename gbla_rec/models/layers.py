@@ -1,0 +1,113 @@
+"""The two mixing layers of the hybrid encoder, with one signature, and the feed-forward layer."""
+
+# B rows, L tokens, D model width, H heads, K = V = D / H head width, R conv taps (docs/shapes.md)
+
+import torch
+import torch.nn.functional as F
+from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention
+from torch import Tensor, nn
+
+from gbla_rec.config import EncoderConfig
+from gbla_rec.models.jagged_attention import jagged_attention
+
+PROJECTION_MULTIPLE = 64
+"""The fused projection is padded to this many columns, so that each of its views stays 16-byte aligned."""
+
+
+def initialized_linear(in_dim: int, out_dim: int, *, scale: float = 1.0) -> nn.Linear:
+    """A linear map without bias, normal with standard deviation ``scale / sqrt(in_dim)``."""
+    linear = nn.Linear(in_dim, out_dim, bias=False)
+    nn.init.normal_(linear.weight, std=scale * in_dim**-0.5)
+    return linear
+
+
+class GatedBidirectionalLinearAttention(nn.Module):
+    """Conv, one fused projection, gated linear attention, output projection (arXiv 2606.07317).
+
+    Each of the paper's parts has a switch in ``EncoderConfig``: conv, key_gate, output_gate, direction.
+    """
+
+    def __init__(self, config: EncoderConfig, *, output_scale: float = 1.0, backend: Backend = Backend.REFERENCE) -> None:
+        super().__init__()
+        dim, heads = config.model_dim, config.num_heads
+        self.config, self.backend = config, backend
+        self.head_dim = dim // heads
+        self.conv_weight = nn.Parameter(torch.zeros(dim, config.conv_width)) if config.conv else None
+        self.conv_bias = nn.Parameter(torch.zeros(dim)) if config.conv else None
+        if self.conv_weight is not None:
+            nn.init.normal_(self.conv_weight, std=0.5 / config.conv_width)
+            with torch.no_grad():
+                self.conv_weight[:, -1] += 1
+        self.widths = [dim, dim, dim, dim if config.output_gate else 0, heads if config.key_gate else 0]
+        columns = sum(self.widths)
+        self.widths.append(-columns % PROJECTION_MULTIPLE)
+        self.in_projection = initialized_linear(dim, columns + self.widths[-1])
+        self.norm_weight = nn.Parameter(torch.ones(heads, self.head_dim))
+        self.out_projection = initialized_linear(dim, dim, scale=output_scale)
+
+    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
+        """``(L, D)`` to ``(L, D)``; rows are those of ``layout``."""
+        if self.conv_weight is not None:
+            x = causal_conv1d(x, self.conv_weight, self.conv_bias, layout.offsets, layout=layout, backend=self.backend)
+        query, key, value, output_gate, key_gate, _ = self.in_projection(x).split(self.widths, dim=-1)
+        heads = (x.shape[0], self.config.num_heads, self.head_dim)
+        y = gated_linear_attention(
+            query.view(heads),
+            key.view(heads),
+            value.view(heads),
+            key_gate if self.config.key_gate else None,
+            output_gate.view(heads) if self.config.output_gate else None,
+            self.norm_weight,
+            layout.offsets,
+            layout=layout,
+            feature_map=self.config.feature_map,
+            direction=self.config.direction,
+            backend=self.backend,
+        )
+        return self.out_projection(y.flatten(1))  # type: ignore[no-any-return]
+
+
+class SoftmaxAttention(nn.Module):
+    """Multi-head softmax attention with RoPE over each row; bidirectional unless the config says causal."""
+
+    def __init__(self, config: EncoderConfig, *, output_scale: float = 1.0) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.model_dim // config.num_heads
+        self.in_projection = initialized_linear(config.model_dim, 3 * config.model_dim)
+        self.out_projection = initialized_linear(config.model_dim, config.model_dim, scale=output_scale)
+
+    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
+        """``(L, D)`` to ``(L, D)``; rows are those of ``layout``."""
+        query, key, value = self.in_projection(x).view(x.shape[0], 3, self.config.num_heads, self.head_dim).unbind(1)
+        cosine, sine = rope_tables(layout.positions, self.head_dim, self.config.rope_base)
+        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        y = jagged_attention(query, key, value, layout, layout, is_causal=self.config.direction == "causal")
+        return self.out_projection(y.flatten(1))  # type: ignore[no-any-return]
+
+
+def rope_tables(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``(L, 1, K / 2)`` fp32 of rotary position embedding (Su et al., arXiv 2104.09864)."""
+    frequency = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angle = positions.to(torch.float32)[:, None, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the halves of ``x (L, H, K)`` as pairs by the angles of ``rope_tables``; dtype of x."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """``W_out (silu(W_gate x) * W_value x)`` (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, output_scale: float = 1.0) -> None:
+        super().__init__()
+        self.in_projection = initialized_linear(dim, 2 * hidden_dim)
+        self.out_projection = initialized_linear(hidden_dim, dim, scale=output_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., D)`` to ``(..., D)``."""
+        gate, value = self.in_projection(x).chunk(2, dim=-1)
+        return self.out_projection(F.silu(gate) * value)  # type: ignore[no-any-return]

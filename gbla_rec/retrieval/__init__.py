@@ -1,0 +1,1 @@
+"""From next-token log-probabilities to a ranked list of real items."""

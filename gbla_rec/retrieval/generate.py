@@ -1,0 +1,57 @@
+"""From encoded histories to ranked items: the decoder inside constrained beam search."""
+
+# U users (rows of a batch), M beams (docs/shapes.md)
+
+import torch
+from gbla_kernels import JaggedLayout
+from torch import Tensor
+
+from gbla_rec.models.decoder import DecoderMemory
+from gbla_rec.models.retriever import GenerativeRetriever
+from gbla_rec.retrieval.beam_search import BeamResult, constrained_beam_search
+from gbla_rec.semantic_ids.trie import PrefixTrie
+
+
+@torch.no_grad()
+def generate_items(
+    retriever: GenerativeRetriever,
+    memory: DecoderMemory,
+    trie: PrefixTrie,
+    *,
+    num_beams: int,
+    num_results: int,
+    denied_items: Tensor | None = None,
+    denied_offsets: Tensor | None = None,
+) -> BeamResult:
+    """Rank items for each row of ``memory`` by the log-probability of their semantic IDs.
+
+    Args:
+        retriever: the model, in evaluation mode.
+        memory: from ``retriever.encode``.
+        trie: the catalogue, or an allowed part of it.
+        num_beams: prefixes kept at each level.
+        num_results: items per row.
+        denied_items: item indices never to return, jagged over rows by ``denied_offsets`` ``(U + 1,)``.
+        denied_offsets: see ``denied_items``.
+
+    Returns:
+        Items ``(U, num_results)``, -1 where fewer exist, and their log-probabilities.
+    """
+    layouts: dict[int, JaggedLayout] = {}
+
+    def next_log_probs(prefixes: Tensor) -> Tensor:
+        num_users, beams, _ = prefixes.shape
+        if beams not in layouts:
+            layouts[beams] = JaggedLayout.from_lengths([beams] * num_users).to(prefixes.device)
+        return retriever.next_log_probs(prefixes, layouts[beams], memory)
+
+    return constrained_beam_search(
+        next_log_probs,
+        trie,
+        num_users=memory.layout.num_rows,
+        num_beams=num_beams,
+        num_results=num_results,
+        denied_items=denied_items,
+        denied_offsets=denied_offsets,
+        device=memory.key.device,
+    )

@@ -1,0 +1,1 @@
+"""Semantic IDs: item embeddings, residual k-means, the table of codes and its prefix trie."""

@@ -1,0 +1,83 @@
+"""What a person and a dashboard see of a run: a live line, TensorBoard scalars, a JSON-lines log."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard.writer import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Progress of a run, on rank 0; other ranks make it with ``enabled=False`` and it does nothing."""
+
+    def __init__(self, run_dir: Path, *, num_steps: int, first_step: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._is_live = console.is_terminal
+        self._console = console
+        self._bar = Progress(*columns, console=console, disable=not self._is_live)
+        self._task = self._bar.add_task("train", total=num_steps, completed=first_step, status="")
+        self._num_steps, self._first_step = num_steps, first_step
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step or None)
+        self._lines = (run_dir / METRICS).open("a", buffering=1)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "RunLog":
+        if self.enabled:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.enabled:
+            self._bar.stop()
+            self._board.close()
+            self._lines.close()
+
+    def training(self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, gradient_norm: float, tokens: int) -> None:
+        """Report training up to ``step`` (steps done): mean loss in nats per target since the last report."""
+        self._write(step, "train", loss=loss, tokens_per_second=tokens_per_second, learning_rate=learning_rate,
+                    gradient_norm=gradient_norm, tokens=tokens)  # fmt: skip
+        if self.enabled:
+            status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+            self._bar.update(self._task, completed=step, status=status)
+            if not self._is_live:
+                self._console.print(f"step {step}/{self._num_steps}  {status}  {self._eta(step)}")
+
+    def validation(self, step: int, *, nll: float, num_targets: int) -> None:
+        """Report the validation NLL in nats per target."""
+        self._write(step, "validation", nll=nll, num_targets=num_targets)
+        if self.enabled:
+            self._console.print(f"step {step}/{self._num_steps}  validation NLL {nll:.4f} nats per target ({num_targets:,} targets)")
+
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.enabled:
+            self._console.print(text)
+
+    def _write(self, step: int, kind: str, **values: float) -> None:
+        if not self.enabled:
+            return
+        self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def _eta(self, step: int) -> str:
+        elapsed = time.monotonic() - self._started
+        left = elapsed / max(step - self._first_step, 1) * (self._num_steps - step)
+        return f"{left:.0f} s left"

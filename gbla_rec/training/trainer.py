@@ -1,0 +1,195 @@
+"""The training loop: global batches in a world-size-free order, TorchRec's pipeline, validation, checkpoints."""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from gbla_rec import workspace
+from gbla_rec.checkpoint.process_group import on_first_rank
+from gbla_rec.checkpoint.run_directory import (
+    Checkpoint,
+    Progress,
+    checkpoints,
+    create_run,
+    prune_checkpoints,
+    read_config,
+    write_text,
+)
+from gbla_rec.checkpoint.run_parts import RunParts
+from gbla_rec.checkpoint.sharding import describe_plan
+from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
+from gbla_rec.config import RunConfig, TrainingConfig
+from gbla_rec.data.batch import Batch
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.histories import StreamPosition
+from gbla_rec.data.stream import TrainingStream
+from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
+from gbla_rec.training.progress import RunLog
+
+
+@dataclass
+class _Window:
+    """Sums since the last report; the NLL stays on the device until then."""
+
+    nll: Tensor
+    targets: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+class Trainer:
+    """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
+
+    def __init__(self, config: RunConfig, run_dir: Path, device: torch.device) -> None:
+        """Open dataset and semantic IDs, build the model, and load the newest checkpoint if the directory has one."""
+        self.config, self.run_dir = config, run_dir
+        self.parts = RunParts.open(config, device)
+        self.model = self.parts.model
+        dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
+        self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
+        self.step, self.position = 0, StreamPosition()
+        found = checkpoints(run_dir)
+        if found:
+            self._resume(found[-1])
+
+    def run(self) -> Path:
+        """Train to ``config.training.num_steps``; returns the run directory."""
+        training = self.config.training
+        log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
+        with log:
+            log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
+            self._train(training, log)
+        return self.run_dir
+
+    def _train(self, training: TrainingConfig, log: RunLog) -> None:
+        in_flight: deque[Batch] = deque()
+        batches = _remember(itertools.islice(self._batches(), training.num_steps - self.step), in_flight)
+        # the pipeline asks for zero_grad and step only
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        pipeline = TrainPipelineSparseDist(self.model, optimizer, self.parts.device, execute_all_batches=True)
+        self.model.train()
+        window = _Window(torch.zeros((), device=self.parts.device))
+        while self.step < training.num_steps:
+            with self.parts.autocast():
+                nll = pipeline.progress(batches)
+            batch = in_flight.popleft()
+            assert batch.next_position is not None
+            self.step, self.position = self.step + 1, batch.next_position
+            window.nll += nll.sum()
+            window.targets += batch.num_global_targets
+            window.tokens += batch.num_global_tokens
+            is_last = self.step == training.num_steps
+            if self.step % training.log_every == 0 or is_last:
+                window = self._report(window, log)
+            is_validation = self.step % training.validate_every == 0 or is_last
+            if is_validation or self.step % training.save_every == 0:
+                pipeline.detach()
+                nll_per_target = self._validate(training, log) if is_validation else None
+                self._save(nll_per_target)
+                self.model.train()
+                window.started = time.monotonic()
+
+    def _batches(self) -> Iterator[Batch]:
+        stream = TrainingStream(
+            self.parts.dataset,
+            self.config.stream,
+            seed=self.config.seed,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            context=self.config.model.embedding.context_features,
+        )
+        for histories in stream.batches(self.position):
+            yield self.parts.collator(histories)
+
+    def _report(self, window: _Window, log: RunLog) -> _Window:
+        dist.all_reduce(window.nll)
+        loss = float(window.nll) / max(window.targets, 1)
+        if not loss < float("inf"):
+            raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower OptimizerConfig.learning_rate, or resume an older checkpoint")
+        log.training(
+            self.step,
+            loss=loss,
+            tokens_per_second=window.tokens / (time.monotonic() - window.started),
+            learning_rate=learning_rate_at(self.step - 1, self.config.training.num_steps, self.config.optimizer),
+            gradient_norm=float(self.optimizer.gradient_norm),
+            tokens=window.tokens,
+        )
+        return _Window(torch.zeros_like(window.nll))
+
+    @torch.no_grad()
+    def _validate(self, training: TrainingConfig, log: RunLog) -> float:
+        self.model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.parts.device)
+        for _, batch in self.parts.evaluation_batches("validation", self.config.evaluation.tokens_per_batch, training.validation_users):
+            with self.parts.autocast():
+                _, nll = self.parts.retriever(batch)
+            totals += torch.stack((nll.sum().double(), torch.tensor(nll.numel(), dtype=torch.float64, device=nll.device)))
+        dist.all_reduce(totals)
+        if float(totals[1]) == 0:
+            raise ValueError(f"dataset {self.config.dataset!r} has no validation targets; prepare it with another split")
+        mean = float(totals[0] / totals[1])
+        log.validation(self.step, nll=mean, num_targets=int(totals[1]))
+        return mean
+
+    def _save(self, validation_nll: float | None) -> None:
+        progress = Progress(step=self.step, position=self.position, world_size=dist.get_world_size(), validation_nll=validation_nll)
+        save_checkpoint(self.run_dir, self.model, self.optimizer.state_tensors(), progress)
+        training = self.config.training
+        on_first_rank(lambda: prune_checkpoints(self.run_dir, training.keep_last, training.keep_best))
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        state: dict[str, Any] = self.optimizer.state_tensors()
+        load_checkpoint(checkpoint, self.model, state)
+        self.optimizer.load_state_tensors(state, checkpoint.progress.step)
+        self.step, self.position = checkpoint.progress.step, checkpoint.progress.position
+
+
+def _remember(batches: Iterator[Batch], in_flight: deque[Batch]) -> Iterator[Batch]:
+    """Pass batches on and keep them in order: the pipeline takes them some steps before it trains on them."""
+    for batch in batches:
+        in_flight.append(batch)
+        yield batch
+
+
+def train(config: RunConfig, *, device: torch.device, resume: bool = False) -> Path:
+    """Train a run in the workspace, on the current process group.
+
+    Args:
+        config: the run.
+        device: of this rank.
+        resume: go on with the newest run of this name (its config must be the same), or start one if there is none.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        ValueError: if the run to resume has another config; the message names the fields.
+    """
+    run_dir = on_first_rank(lambda: _open_run(config, resume))
+    trainer = Trainer(config, run_dir, device)
+    on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
+    return trainer.run()
+
+
+def _open_run(config: RunConfig, resume: bool) -> Path:
+    if resume:
+        try:
+            run_dir = workspace.latest_run_dir(config.name)
+        except FileNotFoundError:
+            pass
+        else:
+            if read_config(run_dir) != config:
+                raise ValueError(f"cannot resume {run_dir}: its config.json differs from this config; give the same options, or leave --resume out")
+            return run_dir
+    run_dir = workspace.new_run_dir(config.name)
+    create_run(run_dir, config, PreparedDataset.open(workspace.dataset_dir(config.dataset)).manifest.content_hash)
+    return run_dir

@@ -1,0 +1,55 @@
+"""Where things live on disk, so that no path is ever copied by hand from one command to the next.
+
+The workspace is ``$GBLA_REC_WORKSPACE``, else ``./workspace``::
+
+    datasets/<dataset>/                    a prepared dataset (gbla_rec.data)
+    semantic_ids/<dataset>/                its semantic-ID table and quality report
+    runs/<run name>/<UTC time>/            config.json, metrics.jsonl, checkpoints/, results.json
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+VARIABLE = "GBLA_REC_WORKSPACE"
+
+
+def root() -> Path:
+    """The workspace directory (it need not exist)."""
+    return Path(os.environ.get(VARIABLE, "workspace"))
+
+
+def dataset_dir(name: str) -> Path:
+    """Directory of the prepared dataset ``name``."""
+    return root() / "datasets" / name
+
+
+def semantic_ids_dir(dataset: str) -> Path:
+    """Directory of the semantic IDs of ``dataset``."""
+    return root() / "semantic_ids" / dataset
+
+
+def runs_dir(run_name: str) -> Path:
+    """Directory that holds all runs called ``run_name``."""
+    return root() / "runs" / run_name
+
+
+def new_run_dir(run_name: str) -> Path:
+    """A path for a run that starts now; later runs sort after earlier ones."""
+    return runs_dir(run_name) / datetime.now(UTC).strftime("%Y%m%dT%H%M%S_%fZ")
+
+
+def latest_run_dir(run_name: str | None = None) -> Path:
+    """The newest run called ``run_name``, or the newest of all runs.
+
+    Raises:
+        FileNotFoundError: if there is none; the message says how to make one.
+    """
+    found = (root() / "runs").glob(f"{run_name or '*'}/*/config.json")
+    newest = max((path.parent for path in found), key=lambda path: path.name, default=None)
+    if newest is None:
+        kind = f"called {run_name!r} " if run_name else ""
+        raise FileNotFoundError(
+            f"no run {kind}in {root() / 'runs'}; train one with: gbla-rec train --recipe {run_name or 'movielens_small'}"
+        )
+    return newest

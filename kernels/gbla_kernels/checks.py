@@ -1,0 +1,65 @@
+"""Validation of op arguments: a wrong call gets one error that names the argument, the rule and the value."""
+
+import torch
+from torch import Tensor
+
+from gbla_kernels.layout import JaggedLayout
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...], legend: str) -> None:
+    """Raise ValueError unless ``tensor`` has ``shape``; ``legend`` names the dimensions, e.g. ``"(L, H, K)"``."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {legend} = {shape}, got {tuple(tensor.shape)}")
+
+
+def require_dim(name: str, tensor: Tensor, dim: int, legend: str) -> None:
+    """Raise ValueError unless ``tensor`` has ``dim`` dimensions."""
+    if tensor.dim() != dim:
+        raise ValueError(f"{name} must have {dim} dimensions {legend}, got shape {tuple(tensor.shape)}")
+
+
+def require_float(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless ``tensor`` is fp32, bf16, fp16 or fp64."""
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} must be one of {FLOATS}, got {tensor.dtype}")
+
+
+def require_same_device(**tensors: Tensor | None) -> None:
+    """Raise ValueError unless all given tensors are on one device."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"all tensors must be on one device, got {({name: str(device) for name, device in devices.items()})}")
+
+
+def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: int) -> None:
+    """Raise ValueError unless offsets are ``(B + 1,)`` int64 and agree with ``layout`` in size.
+
+    Values are checked only where they are on the CPU: reading them on a GPU would synchronise.
+    """
+    require_dim("offsets", offsets, 1, "(B + 1,)")
+    if offsets.dtype != torch.int64 or offsets.numel() == 0:
+        raise ValueError(f"offsets must be int64 with at least one entry, got {offsets.dtype} of {offsets.numel()} entries")
+    if layout is not None and (layout.num_rows != offsets.numel() - 1 or layout.num_tokens != num_tokens):
+        raise ValueError(
+            f"layout must describe offsets and values, got {layout.num_rows} rows of {layout.num_tokens} tokens "
+            f"for {offsets.numel() - 1} rows of {num_tokens} tokens"
+        )
+    if offsets.device.type == "cpu":
+        if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens or bool((offsets.diff() < 0).any()):
+            raise ValueError(f"offsets must rise from 0 to the number of tokens {num_tokens}, got {offsets.tolist()[:16]}")
+
+
+def row_lengths(offsets: Tensor, layout: JaggedLayout | None) -> list[int]:
+    """Row lengths on the host, ``(B,)``; without a layout, offsets on a GPU are read, which synchronises."""
+    if layout is not None:
+        return layout.row_lengths
+    lengths: list[int] = offsets.diff().tolist()
+    return lengths

@@ -1,0 +1,114 @@
+"""The layout of a jagged batch: made once per batch, while lengths are still on the CPU, and shared by all layers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+CHUNK = 64
+"""Tokens per chunk; chunks are row-relative, so a row's result does not depend on who shares its batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class JaggedLayout:
+    """Where each row of a jagged ``(L, ...)`` tensor begins and ends.
+
+    ``B`` rows, ``L`` tokens, ``Z`` chunks of ``CHUNK`` tokens (a row's last chunk may be shorter; an empty row has none).
+
+    Attributes:
+        offsets: ``(B + 1,)`` int64 on the batch's device; row ``b`` is ``offsets[b]:offsets[b + 1]``.
+        offsets_int32: the same as int32, for kernels that take no int64.
+        offsets_cpu: ``(B + 1,)`` int64 on the CPU: lengths are known without a device synchronisation.
+        chunk_rows: ``(Z,)`` int32, the row of each chunk.
+        chunk_starts: ``(Z,)`` int64, the first token of each chunk.
+        positions: ``(L,)`` int64, the index of each token inside its row.
+        rows: ``(L,)`` int64, the row of each token.
+        max_length: tokens of the longest row (0 when there is none).
+    """
+
+    offsets: Tensor
+    offsets_int32: Tensor
+    offsets_cpu: Tensor
+    chunk_rows: Tensor
+    chunk_starts: Tensor
+    positions: Tensor
+    rows: Tensor
+    max_length: int
+    row_lengths: list[int] = field(repr=False)
+
+    @classmethod
+    def from_lengths(cls, lengths: Tensor | Sequence[int]) -> "JaggedLayout":
+        """Build the layout on the CPU from row lengths ``(B,)``; move it with ``to``.
+
+        Raises:
+            ValueError: if a length is negative, or lengths are not one-dimensional integers on the CPU.
+        """
+        lengths = torch.as_tensor(lengths)
+        if lengths.numel() == 0:
+            lengths = lengths.to(torch.int64)
+        if lengths.dim() != 1 or lengths.is_floating_point() or lengths.device.type != "cpu":
+            raise ValueError(f"lengths must be one-dimensional integers on the CPU, got {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}")
+        lengths = lengths.to(torch.int64)
+        if lengths.numel() and int(lengths.min()) < 0:
+            raise ValueError(f"lengths must not be negative, got {int(lengths.min())} in row {int(lengths.argmin())}")
+        offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        rows = torch.repeat_interleave(lengths)
+        chunks_per_row = (lengths + CHUNK - 1) // CHUNK
+        chunk_rows = torch.repeat_interleave(chunks_per_row)
+        first_chunk = torch.cumsum(chunks_per_row, 0) - chunks_per_row
+        chunk_in_row = torch.arange(chunk_rows.numel()) - first_chunk[chunk_rows]
+        return cls(
+            offsets=offsets,
+            offsets_int32=offsets.to(torch.int32),
+            offsets_cpu=offsets,
+            chunk_rows=chunk_rows.to(torch.int32),
+            chunk_starts=offsets[chunk_rows] + chunk_in_row * CHUNK,
+            positions=torch.arange(rows.numel()) - offsets[rows],
+            rows=rows,
+            max_length=int(lengths.max()) if lengths.numel() else 0,
+            row_lengths=lengths.tolist(),
+        )
+
+    @classmethod
+    def from_offsets(cls, offsets: Tensor) -> "JaggedLayout":
+        """Build the layout from ``(B + 1,)`` offsets. Offsets on a GPU are copied to the CPU first, which synchronises.
+
+        Raises:
+            ValueError: if offsets do not start at 0 or decrease.
+        """
+        host = offsets.detach().cpu().to(torch.int64)
+        if host.dim() != 1 or host.numel() == 0 or int(host[0]) != 0:
+            raise ValueError(f"offsets must be (B + 1,) and start at 0, got shape {tuple(host.shape)}, first {host[:1].tolist()}")
+        return cls.from_lengths(host[1:] - host[:-1]).to(offsets.device)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch, empty ones included."""
+        return self.offsets.numel() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the batch, ``L``."""
+        return self.positions.numel()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "JaggedLayout":
+        """The layout with its device tensors on ``device``; the CPU copy stays where it is."""
+        return self._map(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "JaggedLayout":
+        """The layout in page-locked memory, for asynchronous copies to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of the device tensors until ``stream`` has passed this point."""
+        for name in _DEVICE_TENSORS:
+            getattr(self, name).record_stream(stream)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "JaggedLayout":
+        moved = {name: function(getattr(self, name)) for name in _DEVICE_TENSORS}
+        return JaggedLayout(**moved, offsets_cpu=self.offsets_cpu, max_length=self.max_length, row_lengths=self.row_lengths)
+
+
+_DEVICE_TENSORS = ("offsets", "offsets_int32", "chunk_rows", "chunk_starts", "positions", "rows")

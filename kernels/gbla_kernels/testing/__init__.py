@@ -1,0 +1,1 @@
+"""For tests of jagged ops: input factories and the fp64 error budget."""

@@ -1,0 +1,42 @@
+"""Tolerances that come from fp64: an implementation may err at most twice as much as its dtype must."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Op = Callable[..., Tensor]
+
+
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """``|actual - exact| / |exact|`` in the Euclidean norm; 0 when both are zero or empty."""
+    difference = torch.linalg.vector_norm(actual.detach().double() - exact.detach().double())
+    scale = torch.linalg.vector_norm(exact.detach().double())
+    return float(difference / scale) if float(scale) > 0 else float(difference)
+
+
+def outputs_and_gradients(op: Op, inputs: Mapping[str, Tensor | None], seed: int = 0) -> dict[str, Tensor]:
+    """``{"output": y}`` and ``{"d_<name>": gradient}`` of a random weighting of ``y = op(**inputs)``."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items() if tensor is not None}
+    output = op(**{name: leaves.get(name) for name in inputs})
+    weighting = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(output)
+    gradients = torch.autograd.grad((output * weighting).sum(), list(leaves.values()))
+    return {"output": output.detach(), **{f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}}
+
+
+def assert_within_budget(op: Op, reference: Op, inputs: Mapping[str, Tensor | None], *, factor: float = 2.0, seed: int = 0) -> None:
+    """Compare output and every gradient of ``op`` with ``reference`` in fp64.
+
+    The budget of each is ``factor`` times the error of ``reference`` itself on the same inputs in their own dtype, and at
+    least two units in the last place of that dtype.
+
+    Raises:
+        AssertionError: names the tensor, its error and its budget.
+    """
+    exact = outputs_and_gradients(reference, {name: None if x is None else x.detach().double() for name, x in inputs.items()}, seed)
+    rounded = outputs_and_gradients(reference, inputs, seed)
+    actual = outputs_and_gradients(op, inputs, seed)
+    for name, value in exact.items():
+        budget = max(factor * relative_error(rounded[name], value), 2 * torch.finfo(actual[name].dtype).eps)
+        error = relative_error(actual[name], value)
+        assert error <= budget, f"{name}: relative error {error:.3g} exceeds its budget {budget:.3g}"

@@ -1,0 +1,171 @@
+"""Settings of every test, and the fixtures that are shared: a private workspace, and functions run on several gloo ranks."""
+
+import os
+
+# Before torch starts its threads: the parallel test processes share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
+
+import torch
+
+# Before the first `import triton` (torchrec imports it): its decorators read the variable once.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import contextlib
+import itertools
+import multiprocessing
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+import cloudpickle
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("nightly", max_examples=200, deadline=None, database=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+COLLECTIVE_TIMEOUT = timedelta(seconds=60)
+"""A rank that waits for a dead one gives up after this time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if item.get_closest_marker("gpu") is not None:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace directory that ``gbla_rec.workspace`` points to during this test."""
+    path = tmp_path / "workspace"
+    monkeypatch.setenv("GBLA_REC_WORKSPACE", str(path))
+    return path
+
+
+class RunRanks(Protocol):
+    """``run_ranks(fn, world_size, *args)`` returns ``[fn(rank, world_size, *args) for rank in range(world_size)]``."""
+
+    def __call__(self, fn: Callable[..., Any], world_size: int, /, *args: Any, timeout_s: float = 120.0) -> list[Any]: ...
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> RunRanks:
+    """Runs a function on several ranks of a gloo process group, each in its own process, and returns what each rank returned.
+
+    ``fn`` gets ``(rank, world_size, *args)`` with the default process group ready; it may be any function or closure of a
+    test file. What it returns goes through ``torch.save``. Environment variables are those of the caller. If a rank fails,
+    the test fails with the traceback and the output of every rank.
+
+    The processes are forked from a server that has imported torchrec and started no thread: forking the test process
+    itself would be as quick, but polars, OpenMP and autograd hang or refuse in the child once the parent has used them.
+    """
+    calls = itertools.count()
+
+    def run(fn: Callable[..., Any], world_size: int, /, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+        directory = tmp_path / f"ranks-{next(calls)}"
+        directory.mkdir()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torchrec"])
+        environment = dict(os.environ)
+        processes = [
+            context.Process(
+                target=_ByValue(_rank_main), args=(_ByValue(fn), rank, world_size, _ByValue(args), directory, environment), daemon=True
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            finished = _wait(processes, timeout_s)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        if not finished or any(process.exitcode != 0 for process in processes):
+            pytest.fail(_report(processes, directory, None if finished else timeout_s), pytrace=False)
+        return [torch.load(directory / f"{rank}.result", weights_only=False) for rank in range(world_size)]
+
+    return run
+
+
+class _ByValue:
+    """Pickles to what it holds; code of test files and of this file goes by value, since no other process can import it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        here = [module for module in list(sys.modules.values()) if _is_test_code(module)]
+        for module in here:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            return cloudpickle.loads, (cloudpickle.dumps(self.value),)
+        finally:
+            for module in here:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_test_code(module: Any) -> bool:
+    path = getattr(module, "__file__", None)
+    return path is not None and Path(path).is_relative_to(Path(__file__).parent)
+
+
+def _rank_main(
+    fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str]
+) -> None:
+    output = os.open(directory / f"{rank}.output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    torch.set_num_threads(1)
+    try:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+        )
+        torch.save(fn(rank, world_size, *args), directory / f"{rank}.result")
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    except BaseException:
+        (directory / f"{rank}.error").write_text(traceback.format_exc())
+        # Not sys.exit: the process group of a failed rank may wait for its peers on the way out.
+        os._exit(1)
+
+
+def _wait(processes: list[BaseProcess], timeout_s: float) -> bool:
+    """Waits until all ended, or shortly after one failed; False if the time ran out."""
+    deadline, grace = time.monotonic() + timeout_s, None
+    while any(process.is_alive() for process in processes):
+        if grace is None and any(process.exitcode not in (None, 0) for process in processes):
+            # Others may be about to fail for the same reason; their report is worth two seconds.
+            grace = time.monotonic() + 2.0
+        if grace is not None and time.monotonic() > grace:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _report(processes: list[BaseProcess], directory: Path, timeout_s: float | None) -> str:
+    lines = [f"of {len(processes)} ranks, some failed" if timeout_s is None else f"the ranks did not end within {timeout_s:g} s"]
+    for rank, process in enumerate(processes):
+        lines.append(f"--- rank {rank}: exit code {process.exitcode} (-9: still running, then killed)")
+        for kind in ("output", "error"):
+            with contextlib.suppress(FileNotFoundError):
+                lines.append((directory / f"{rank}.{kind}").read_text(errors="replace")[-4000:])
+    return "\n".join(lines)
