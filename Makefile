@@ -52,7 +52,7 @@ format: install ## apply the formatter and the safe lint fixes
 	$(BIN)/ruff format .
 
 bench: install ## run every benchmark that this machine can run
-	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	set -e; for script in $$(grep -l '__name__ == "__main__"' benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove caches and build products; .venv and workspace stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(SHIM)/build $(SHIM)/*.egg-info

@@ -1,6 +1,6 @@
 """Wall time and peak memory of ``prepare`` on a generated log; memory must not grow with the log.
 
-Each log has Zipf-distributed users and items, int64 ids beyond 2^53 and random times, and is generated in chunks.
+Each log has long-tailed users and items, int64 ids beyond 2^53 and random times, and is generated in chunks.
 ``python benchmarks/prepare.py --events 10000000 50000000``
 """
 
@@ -23,6 +23,7 @@ CHUNK = 1_000_000
 FIRST_ID = 1 << 60
 SAMPLE_SECONDS = 0.05
 SHIFT = 1_000
+"""Of Zipf-Mandelbrot: without it one user would have 5 % of all events."""
 CHILD = """
 import sys
 from pathlib import Path
@@ -48,10 +49,10 @@ def main() -> None:
             rows.append(measure(Path(directory), num_events, arguments.users, arguments.items, arguments.max_events_per_shard))
         print(rows[-1], flush=True)
     notes = (
-        f"`prepare` in a process of its own on generated Parquet logs: users and items Zipf-Mandelbrot "
-        f"(1 / (rank + {SHIFT:,})), {arguments.users:,} and {arguments.items:,} possible ids from 2^60 on, one context column of 5 values, uniform times, leave-last split, "
-        f"max_events_per_shard={arguments.max_events_per_shard:,}. One run per size. Peak RSS is the kernel's high-water mark (VmHWM) of that "
-        "process with its libraries."
+        "`prepare` in a process of its own on generated Parquet logs: users and items Zipf-Mandelbrot "
+        f"(1 / (rank + {SHIFT:,})), {arguments.users:,} and {arguments.items:,} possible ids from 2^60 on, one context column of 5 values, "
+        f"uniform times, leave-last split, max_events_per_shard={arguments.max_events_per_shard:,}. One run per size. Peak RSS is the "
+        "kernel's high-water mark (VmHWM) of that process with its libraries."
     )
     print(write_report("prepare", rows, "python " + shlex.join(sys.argv), notes))
 

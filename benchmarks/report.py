@@ -53,13 +53,15 @@ def _markdown(report: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _hardware() -> dict[str, str]:
-    cpu = next((line.split(":", 1)[1].strip() for line in _output("lscpu").splitlines() if line.startswith("Model name")), platform.processor())
+    models = [line.split(":", 1)[1].strip() for line in _output("lscpu").splitlines() if line.startswith("Model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    hardware = {"cpu": cpu or platform.machine(), "cores": str(os.cpu_count()), "memory": f"{memory:.0f} GiB"}
+    hardware = {"cpu": models[0] if models else platform.machine(), "cores": str(os.cpu_count()), "memory": f"{memory:.0f} GiB"}
     try:
         import torch
     except ImportError:

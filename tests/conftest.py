@@ -14,8 +14,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import contextlib
+import dataclasses
 import itertools
 import multiprocessing
+import shutil
 import sys
 import time
 import traceback
@@ -169,3 +171,80 @@ def _report(processes: list[BaseProcess], directory: Path, timeout_s: float | No
             with contextlib.suppress(FileNotFoundError):
                 lines.append((directory / f"{rank}.{kind}").read_text(errors="replace")[-4000:])
     return "\n".join(lines)
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a prepared and tokenized dataset ``tiny``: 60 users, 80 items, one history of 900 events, ties in time.
+
+    Made once; use ``tiny_workspace``, which is a private copy.
+    """
+    # not at the top: conftest must set the environment before these import torch
+    import numpy as np
+    import polars as pl
+
+    from gbla_rec.config import PrepareConfig, SemanticIdConfig, SplitConfig
+    from gbla_rec.data.prepare import prepare
+    from gbla_rec.semantic_ids.tokenize import tokenize
+
+    root = tmp_path_factory.mktemp("tiny")
+    random = np.random.default_rng(0)
+    lengths = np.append(random.integers(8, 60, size=59), 900)
+    users = np.repeat(np.arange(60), lengths)
+    # each user walks through the catalogue: the next item is predictable
+    steps = random.choice([1, 1, 1, 2, 5], size=users.size)
+    items = (np.cumsum(steps) + users * 7) % 80
+    log = pl.DataFrame(
+        {
+            "user_id": users,
+            "item_id": items + 2**40,
+            "timestamp": np.arange(users.size) // 2,
+            "kind": random.choice(["view", "buy"], size=users.size),
+        }
+    )
+    log.write_parquet(root / "log.parquet")
+    titles = [f"title {item // 10} {item}" for item in range(80)]
+    pl.DataFrame({"item_id": np.arange(80) + 2**40, "title": titles}).write_parquet(root / "items.parquet")
+    config = PrepareConfig(
+        name="tiny",
+        events=root / "log.parquet",
+        items=root / "items.parquet",
+        context_columns=("kind",),
+        split=SplitConfig(num_targets=2),
+        max_events_per_shard=1000,
+    )
+    dataset = prepare(config, root / "workspace" / "datasets" / "tiny")
+    ids = SemanticIdConfig(embedding_dim=8, min_codebook_width=8, dedup_width=8, kmeans_iterations=5)
+    tokenize(dataset, ids, root / "workspace" / "semantic_ids" / "tiny")
+    return root / "workspace"
+
+
+@pytest.fixture
+def tiny_workspace(tiny_source: Path, workspace: Path) -> Path:
+    """A private workspace with the prepared and tokenized dataset ``tiny``."""
+    shutil.copytree(tiny_source, workspace)
+    return workspace
+
+
+@pytest.fixture
+def tiny_run() -> Any:
+    """``tiny_run(**changes)``: the config of a run of seconds on ``tiny``; ``changes`` replace whole parts of it."""
+    from gbla_rec import config as c
+
+    def make(**changes: Any) -> c.RunConfig:
+        base = c.RunConfig(
+            name="tiny",
+            dataset="tiny",
+            model=c.ModelConfig(
+                embedding=c.EmbeddingConfig(rows_per_table=64, dim=8, context_features=("kind",), semantic_code_dim=4),
+                encoder=c.EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16, dropout=0.1),
+                decoder=c.DecoderConfig(num_heads=2, ffn_dim=16, dropout=0.1),
+            ),
+            stream=c.StreamConfig(tokens_per_batch=300, max_history_length=100, targets_per_cut=4),
+            optimizer=c.OptimizerConfig(learning_rate=5e-3, warmup_steps=2),
+            training=c.TrainingConfig(num_steps=6, validate_every=3, save_every=2, log_every=1, validation_users=20),
+            evaluation=c.EvaluationConfig(num_beams=10, cutoffs=(5, 10), tokens_per_batch=400, bootstrap_samples=50),
+        )
+        return dataclasses.replace(base, **changes)
+
+    return make

@@ -33,7 +33,7 @@ from gbla_rec.data.schema import (
     shard_path,
 )
 from gbla_rec.data.shard_files import HistoryShard, write_shard
-from gbla_rec.data.spill import Spill
+from gbla_rec.data.spill import LOG_CHANGED, Spill
 from gbla_rec.data.splits import resolve_split, split_points
 from gbla_rec.data.vocabulary import COUNT, Vocabulary, build_vocabulary, shard_ranges
 
@@ -98,7 +98,8 @@ def _write_shards(
         columns = spill.take_sorted(index)
         counts = vocabulary.users[COUNT][users.start:users.stop].to_numpy()
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        assert np.array_equal(np.bincount(columns[USER] - users.start, minlength=len(users)), counts), "the log changed while it was read"
+        if not np.array_equal(np.bincount(columns[USER] - users.start, minlength=len(users)), counts):
+            raise ValueError(LOG_CHANGED)
         timestamps = columns.get(TIME)
         validation_begin, test_begin = split_points(offsets, timestamps, split)
         shard = HistoryShard(

@@ -13,6 +13,7 @@ from gbla_rec.data.input_files import ROW, blame
 from gbla_rec.data.vocabulary import Vocabulary
 
 EVENTS_PER_BATCH = 500_000
+LOG_CHANGED = "the log changed while it was read: an event was not there when users, items and contexts were counted, or is gone"
 Records = NDArray[np.void]
 
 
@@ -56,6 +57,8 @@ class Spill:
         return {series.name: series.to_numpy() for series in columns.sort(self._sort_keys) if series.name not in self._places}
 
     def _append(self, batch: pl.DataFrame) -> None:
+        if any(batch.null_count().row(0)):
+            raise ValueError(LOG_CHANGED)
         records = np.empty(len(batch), self._dtype)
         for name in self._dtype.names or ():
             records[name] = batch[name].to_numpy()

@@ -5,6 +5,8 @@ goes on exactly on M. An epoch visits the shards in a shuffled order; batches ru
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,6 +93,16 @@ class TrainingStream:
         self._world_size = world_size
         self._context = tuple(context)
         self._keep_ties = dataset.manifest.split.ties == "together"
+
+    @property
+    def sequence_hash(self) -> str:
+        """Names the sequence of global batches: a position means the same in streams of equal hashes, on any number of ranks."""
+        shares = {"linear_cost": 0.0, "quadratic_cost": 0.0}
+        manifest = self._dataset.manifest
+        shards = [(shard.num_users, shard.num_events) for shard in manifest.shards]
+        config = dataclasses.asdict(self._config) | shares
+        identity = {"content": manifest.content_hash, "ties": manifest.split.ties, "shards": shards, "config": config, "seed": self._seed}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def batches(self, position: StreamPosition = START) -> Iterator[HistoryBatch]:
         """Yield this rank's part of each global batch from ``position`` on, without end.

@@ -79,7 +79,8 @@ class ItemKNN:
         train_events: one ``(offsets (U + 1,), items (E,))`` int64 pair per shard, oldest event first.
         num_items: N.
         num_neighbours: neighbours kept per item.
-        recency_decay: in (0, 1]; 1 weighs the whole history equally.
+        recency_decay: in (0, 1]; 1 weighs the whole history equally. 0.8 was better than 1 on the validation targets of
+            MovieLens small and of Amazon Beauty and Sports (Recall@10 +15 % to +19 %), so the baseline is given it.
         max_history_length: only so many most recent events of a user count, in training and in ranking; bounds the cost.
 
     Raises:
@@ -92,7 +93,7 @@ class ItemKNN:
         num_items: int,
         *,
         num_neighbours: int = 100,
-        recency_decay: float = 1.0,
+        recency_decay: float = 0.8,
         max_history_length: int = 1_000,
     ) -> None:
         if num_neighbours < 1 or max_history_length < 1:
@@ -156,16 +157,15 @@ def _nearest_neighbours(users_by_items: Any, num_neighbours: int) -> Any:
     num_items = users_by_items.shape[1]
     num_users = np.bincount(users_by_items.indices, minlength=num_items).astype(np.float64)
     items_by_users = users_by_items.T.tocsr()
-    found = []
+    neighbours = [sp.csr_matrix((0, num_items))]
     for start, stop in _blocks_of_rows(items_by_users, users_by_items):
         similarity = (items_by_users[start:stop] @ users_by_items).tocoo()
         # integer counts are divided once, so that equal cosines are equal floats
         similarity.data /= np.sqrt(num_users[start + similarity.row] * num_users[similarity.col])
         similarity.data[start + similarity.row == similarity.col] = 0.0
-        rows, _, items, values = _top_entries(similarity.tocsr(), num_neighbours)
-        found.append((start + rows, items, values))
-    rows, items, values = (np.concatenate([part[i] for part in found]) if found else np.zeros(0) for i in range(3))
-    return sp.csr_matrix((values, (rows, items)), shape=(num_items, num_items))
+        rows, _, items, values = _top_entries(similarity, num_neighbours)
+        neighbours.append(sp.csr_matrix((values, (rows, items)), shape=(stop - start, num_items)))
+    return sp.vstack(neighbours, format="csr")
 
 
 def _top_entries(scores: Any, count: int) -> tuple[Int64Array, Int64Array, Int64Array, NDArray[np.float64]]:

@@ -26,7 +26,7 @@ from gbla_rec.semantic_ids.trie import check_codes
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "semantic_ids.json"
 TABLE_FILE = "table.parquet"
-RETOKENIZE = "write it anew with: gbla-rec tokenize"
+RETOKENIZE = "delete the directory and make it anew with: gbla-rec tokenize"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class SemanticIdTable:
         if num_items is not None and num_items != manifest["num_items"]:
             raise ValueError(
                 f"{directory}: the semantic IDs cover {manifest['num_items']} items but the dataset has {num_items}; "
-                f"{RETOKENIZE}, or keep the published IDs and add the new items with: gbla-rec tokenize --append"
+                f"{RETOKENIZE}, or keep the published IDs and add the new items with gbla_rec.semantic_ids.tokenize.append_items"
             )
         if dataset_hash is not None and dataset_hash != manifest["dataset_hash"]:
             raise ValueError(
@@ -142,7 +142,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no semantic IDs in {directory} ({MANIFEST_FILE} is missing); make them with: gbla-rec tokenize")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {RETOKENIZE}") from error
     if manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version")
         raise ValueError(f"{path}: schema_version must be {SCHEMA_VERSION}, got {found}; upgrade gbla-rec, or {RETOKENIZE}")

@@ -71,32 +71,36 @@ class Trainer:
         return self.run_dir
 
     def _train(self, training: TrainingConfig, log: RunLog) -> None:
-        in_flight: deque[Batch] = deque()
-        batches = _remember(itertools.islice(self._batches(), training.num_steps - self.step), in_flight)
-        # the pipeline asks for zero_grad and step only
-        optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        pipeline = TrainPipelineSparseDist(self.model, optimizer, self.parts.device, execute_all_batches=True)
-        self.model.train()
+        batches = self._batches()
         window = _Window(torch.zeros((), device=self.parts.device))
         while self.step < training.num_steps:
+            stop = min(_next_multiple(self.step, training.validate_every), _next_multiple(self.step, training.save_every), training.num_steps)
+            window = self._train_until(stop, batches, window, log)
+            is_validation = stop % training.validate_every == 0 or stop == training.num_steps
+            self._save(self._validate(training, log) if is_validation else None)
+            window.started = time.monotonic()
+
+    def _train_until(self, stop: int, batches: Iterator[Batch], window: _Window, log: RunLog) -> _Window:
+        """Train up to step ``stop``; nothing is in flight before and after, so the model can be read and saved."""
+        in_flight: deque[Batch] = deque()
+        stretch = _remember(itertools.islice(batches, stop - self.step), in_flight)
+        # the pipeline asks for zero_grad and step only
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        pipeline = TrainPipelineSparseDist(self.model, optimizer, self.parts.device)
+        self.model.train()
+        while self.step < stop:
             with self.parts.autocast():
-                nll = pipeline.progress(batches)
+                nll = pipeline.progress(stretch)
             batch = in_flight.popleft()
             assert batch.next_position is not None
             self.step, self.position = self.step + 1, batch.next_position
             window.nll += nll.sum()
             window.targets += batch.num_global_targets
             window.tokens += batch.num_global_tokens
-            is_last = self.step == training.num_steps
-            if self.step % training.log_every == 0 or is_last:
+            if self.step % self.config.training.log_every == 0 or self.step == self.config.training.num_steps:
                 window = self._report(window, log)
-            is_validation = self.step % training.validate_every == 0 or is_last
-            if is_validation or self.step % training.save_every == 0:
-                pipeline.detach()
-                nll_per_target = self._validate(training, log) if is_validation else None
-                self._save(nll_per_target)
-                self.model.train()
-                window.started = time.monotonic()
+        pipeline.detach()
+        return window
 
     def _batches(self) -> Iterator[Batch]:
         stream = TrainingStream(
@@ -151,6 +155,11 @@ class Trainer:
         load_checkpoint(checkpoint, self.model, state)
         self.optimizer.load_state_tensors(state, checkpoint.progress.step)
         self.step, self.position = checkpoint.progress.step, checkpoint.progress.position
+
+
+def _next_multiple(step: int, every: int) -> int:
+    """The first multiple of ``every`` after ``step``."""
+    return (step // every + 1) * every
 
 
 def _remember(batches: Iterator[Batch], in_flight: deque[Batch]) -> Iterator[Batch]:

@@ -25,7 +25,8 @@ ACTIONS = ["buy", "click", None]
 @st.composite
 def logs(draw: st.DrawFn) -> pl.DataFrame:
     """Small pools, so that users repeat, times tie and whole events occur twice."""
-    users, items = (draw(st.sampled_from([INTEGERS, STRINGS])) for _ in range(2))
+    pools: list[list[Any]] = [INTEGERS, STRINGS]
+    users, items = (draw(st.sampled_from(pools)) for _ in range(2))
     event = st.tuples(st.sampled_from(users), st.sampled_from(items), st.sampled_from(TIMES), st.sampled_from(ACTIONS))
     events = draw(st.lists(event, min_size=1, max_size=60))
     types = {name: pl.Int64 if pool is INTEGERS else pl.String for name, pool in (("user_id", users), ("item_id", items))}
@@ -132,6 +133,22 @@ def test_grouped_sequences_equal_the_event_log(prepare_frame: PrepareFrame, fram
         history = dataset.history(user_id)
         assert history.timestamps is None
         assert (history.items.tolist(), history.context["action"].tolist()) == (items, actions)
+
+
+@given(frame=logs(), max_events=st.sampled_from([1, 1000]))
+def test_temporal_split_takes_exact_quantiles_of_all_times(prepare_frame: PrepareFrame, frame: pl.DataFrame, max_events: int) -> None:
+    times = sorted(frame["timestamp"])
+    validation_time, test_time = times[int(0.5 * len(times))], times[int(0.75 * len(times))]
+    split = SplitConfig(kind="temporal", temporal_fraction=0.25)
+    if validation_time == test_time:
+        with pytest.raises(ValueError, match="share that timestamp"):
+            prepare_frame(frame, split=split)
+        return
+    dataset = prepare_frame(frame, split=split, max_events_per_shard=max_events)
+    assert (dataset.manifest.split.validation_time, dataset.manifest.split.test_time) == (validation_time, test_time)
+    for shard in dataset.iterate_shards():
+        assert shard.timestamps is not None
+        assert np.array_equal(shard.is_training(), shard.timestamps < validation_time)
 
 
 def test_sequences_without_times_keep_their_order(prepare_frame: PrepareFrame) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from gbla_rec.retrieval.beam_search import BeamResult, constrained_beam_search
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
-NO_DEADLINE = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+MANY = settings(max_examples=3 * settings.default.max_examples)
 Scored = list[tuple[int, np.float32]]
 
 
@@ -136,7 +136,7 @@ def assert_user_equals(result: BeamResult, user: int, expected: Scored) -> None:
     assert result.scores[user].tolist() == [float(score) for _, score in expected][:num_results] + [-np.inf] * padding
 
 
-@NO_DEADLINE
+@MANY
 @given(case=cases(), num_results=st.integers(1, 30))
 def test_wide_beams_equal_brute_force_over_every_item(case: Case, num_results: int) -> None:
     result = case.search(num_beams=len(case.codes), num_results=num_results)
@@ -144,7 +144,7 @@ def test_wide_beams_equal_brute_force_over_every_item(case: Case, num_results: i
         assert_user_equals(result, user, brute_force(case, user, set(range(len(case.codes))) - set(denied)))
 
 
-@NO_DEADLINE
+@MANY
 @given(case=cases(), num_beams=st.integers(1, 6), num_results=st.integers(1, 12))
 def test_narrow_beams_equal_the_slow_search(case: Case, num_beams: int, num_results: int) -> None:
     result = case.search(num_beams, num_results)
@@ -152,7 +152,7 @@ def test_narrow_beams_equal_the_slow_search(case: Case, num_beams: int, num_resu
         assert_user_equals(result, user, slow_beam_search(case, user, set(range(len(case.codes))) - set(denied), num_beams))
 
 
-@NO_DEADLINE
+@MANY
 @given(case=cases(), num_beams=st.integers(1, 30), data=st.data())
 def test_an_allow_set_and_denied_items_are_both_obeyed(case: Case, num_beams: int, data: st.DataObject) -> None:
     allowed = data.draw(st.lists(st.integers(0, len(case.codes) - 1), max_size=len(case.codes)))
@@ -162,7 +162,7 @@ def test_an_allow_set_and_denied_items_are_both_obeyed(case: Case, num_beams: in
         assert_user_equals(result, user, slow_beam_search(case, user, set(allowed) - set(denied), num_beams))
 
 
-@NO_DEADLINE
+@MANY
 @given(case=cases(), num_beams=st.integers(1, 6))
 def test_outputs_are_real_distinct_sorted_and_rescore_to_their_scores(case: Case, num_beams: int) -> None:
     result = case.search(num_beams, len(case.codes) + 3)

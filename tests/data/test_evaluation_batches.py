@@ -1,0 +1,114 @@
+"""Every user that can be evaluated is evaluated once, on all ranks in as many steps."""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gbla_rec.config import SplitConfig
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.evaluation_batches import EvaluationSplit, evaluation_batches
+
+PrepareFrame = Callable[..., PreparedDataset]
+SPLITS = st.sampled_from(["validation", "test"])
+Row = tuple[list[int], list[int], list[int], list[int]]
+
+
+@pytest.fixture(scope="module")
+def dataset(prepare_frame: PrepareFrame, serial_log: Callable[..., pl.DataFrame]) -> PreparedDataset:
+    """Ties give some users no validation target, and some no target at all."""
+    frame = serial_log([1, 2, 3, 5, 60, 17, 1, 30, 8, 4, 25, 3, 9, 9, 9], events_per_second=2)
+    prepared = prepare_frame(frame, context_columns=("action",), max_events_per_shard=40, split=SplitConfig(num_targets=2))
+    # hundreds of passes over tiny shards need not read each again
+    prepared.read_shard = functools.cache(prepared.read_shard)  # type: ignore[method-assign]
+    prepared.read_lengths = functools.cache(prepared.read_lengths)  # type: ignore[method-assign]
+    return prepared
+
+
+def expected_rows(dataset: PreparedDataset, split: EvaluationSplit, max_length: int) -> dict[int, Row]:
+    result = {}
+    user_ids = [user_id for shard in dataset.iterate_shards() for user_id in shard.user_ids]
+    for row, history in enumerate(map(dataset.history, user_ids)):
+        end = history.test_begin if split == "validation" else len(history.items)
+        begin = history.validation_begin if split == "validation" else history.test_begin
+        if begin > 0 and end > begin:
+            seen, targets = history.items[:begin].tolist(), history.items[begin:end].tolist()
+            result[row] = (seen[-max_length:], targets, seen, history.context["action"][:begin].tolist()[-max_length:])
+    return result
+
+
+@given(split=SPLITS, tokens=st.sampled_from([1, 10, 35, 1000]), max_length=st.sampled_from([1, 7, 1000]), world_size=st.integers(1, 4))
+def test_each_user_is_evaluated_once(
+    dataset: PreparedDataset, split: EvaluationSplit, tokens: int, max_length: int, world_size: int
+) -> None:
+    ranks = [
+        list(evaluation_batches(dataset, split, tokens_per_batch=tokens, max_history_length=max_length, rank=rank, world_size=world_size,
+                                context=["action"]))
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    found: dict[int, Row] = {}
+    for step in zip(*ranks, strict=True):
+        assert {batch.global_num_targets for batch in step} == {sum(len(batch.targets) for batch in step)}
+        assert {batch.global_num_tokens for batch in step} == {sum(len(batch.items) for batch in step)}
+        for batch in step:
+            assert len(batch.user_rows) <= 1 or len(batch.items) <= tokens
+            for row, user in enumerate(batch.user_rows.tolist()):
+                parts = [(batch.items, batch.offsets), (batch.targets, batch.target_offsets), (batch.seen_items, batch.seen_offsets),
+                         (batch.context["action"], batch.offsets)]
+                assert user not in found
+                found[user] = tuple(values[offsets[row]:offsets[row + 1]].tolist() for values, offsets in parts)
+            assert len(batch.offsets) == len(batch.target_offsets) == len(batch.seen_offsets) == len(batch.user_rows) + 1
+            assert (batch.position, batch.next_position) == (None, None)
+            assert not batch.token_keys.any()
+            assert len(batch.token_keys) == len(batch.items)
+    assert found == expected_rows(dataset, split, max_length)
+    assert len(found) == (dataset.manifest.num_validation_users if split == "validation" else dataset.manifest.num_test_users)
+
+
+@given(split=SPLITS, num_users=st.integers(1, 20), seed=st.integers(0, 9))
+def test_a_sample_of_users_is_fixed_by_the_seed(dataset: PreparedDataset, split: EvaluationSplit, num_users: int, seed: int) -> None:
+    def users(world_size: int) -> list[int]:
+        ranks = [evaluation_batches(dataset, split, tokens_per_batch=20, max_history_length=9, rank=rank, world_size=world_size,
+                                    num_users=num_users, seed=seed) for rank in range(world_size)]
+        return sorted(int(user) for batch in itertools.chain(*ranks) for user in batch.user_rows)
+
+    everyone = expected_rows(dataset, split, 9)
+    assert users(1) == users(3)
+    assert len(users(1)) == min(num_users, len(everyone))
+    assert set(users(1)) <= set(everyone)
+
+
+def test_samples_of_different_seeds_differ_and_every_user_is_drawn(dataset: PreparedDataset) -> None:
+    def drawn(seed: int) -> int:
+        (batch,) = evaluation_batches(dataset, "test", tokens_per_batch=20, max_history_length=9, num_users=1, seed=seed)
+        return int(batch.user_rows[0])
+
+    assert {drawn(seed) for seed in range(200)} == set(expected_rows(dataset, "test", 9))
+
+
+def test_a_split_without_users_is_refused(prepare_frame: PrepareFrame) -> None:
+    short = prepare_frame(pl.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "timestamp": [1, 2]}))
+    with pytest.raises(ValueError, match="no user has test targets"):
+        list(evaluation_batches(short, "test", tokens_per_batch=1, max_history_length=1))
+
+
+@pytest.mark.parametrize("arguments", [{"rank": 2, "world_size": 2}, {"num_users": 0}, {"tokens_per_batch": 0}, {"context": ("nothing",)}])
+def test_bad_arguments_are_refused(dataset: PreparedDataset, arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"must|nothing"):
+        list(evaluation_batches(dataset, "test", **{"tokens_per_batch": 9, "max_history_length": 9, **arguments}))  # type: ignore[arg-type]
+
+
+def test_an_unknown_split_is_refused(dataset: PreparedDataset) -> None:
+    with pytest.raises(ValueError, match="'validation' or 'test'"):
+        evaluation_batches(dataset, "train", tokens_per_batch=1, max_history_length=1)  # type: ignore[arg-type]
+
+
+def test_items_are_indices_of_the_items_table(dataset: PreparedDataset) -> None:
+    for batch in evaluation_batches(dataset, "test", tokens_per_batch=99, max_history_length=99):
+        assert np.all(batch.items < dataset.manifest.num_items)

@@ -1,0 +1,47 @@
+"""The tables: initial weights and hashed rows are pure functions of seed and id; a JaggedTensor passes through the encoder."""
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from gbla_rec.config import EmbeddingConfig, EncoderConfig
+from gbla_rec.models.embeddings import encode_jagged, initialize_tables, item_tables
+from gbla_rec.models.encoder import HybridEncoder
+
+CONFIG = EmbeddingConfig(num_hashes=2, rows_per_table=5000, dim=16, context_features=("kind",))
+
+
+def test_tables_are_one_per_hash_and_context_column() -> None:
+    tables = item_tables(CONFIG, {"kind": 3, "unused": 4}, torch.device("cpu"))
+    sizes = {config.name: (config.num_embeddings, config.embedding_dim) for config in tables.embedding_configs()}
+    assert sizes == {"item_hash_0": (5000, 16), "item_hash_1": (5000, 16), "context_kind": (3, 16)}
+
+
+def test_unknown_context_column_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"context_features must be context columns of the dataset \['color'\], got \['kind'\]"):
+        item_tables(CONFIG, {"color": 3}, torch.device("cpu"))
+
+
+def test_initial_weights_are_centred_and_depend_on_seed_and_table() -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        tables = item_tables(CONFIG, {"kind": 3}, torch.device("cpu"))
+        initialize_tables(tables, seed)
+        weights.append({name: tensor.clone() for name, tensor in tables.state_dict().items()})
+    first, again, other = weights
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name])
+        assert not torch.equal(tensor, other[name])
+    table = first["embeddings.item_hash_0.weight"]
+    assert abs(float(table.mean())) < 0.01
+    assert float(table.std()) == pytest.approx(0.25, rel=0.02)
+    assert not torch.equal(table[:3], first["embeddings.context_kind.weight"])
+    assert table.unique().numel() > 0.9 * table.numel()
+
+
+def test_encode_jagged_keeps_the_rows() -> None:
+    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16))
+    history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
+    encoded = encode_jagged(encoder, history)
+    assert encoded.lengths().tolist() == [2, 0, 3]
+    assert torch.equal(encoded.values(), encoder(history.values(), history.offsets()))

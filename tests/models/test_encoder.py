@@ -1,0 +1,138 @@
+"""Laws of the hybrid encoder: rows are independent, order matters only where it should, every ablation runs."""
+
+import dataclasses
+
+import pytest
+import torch
+from gbla_kernels import JaggedLayout
+from gbla_kernels.testing.error_budget import relative_error
+from torch import Tensor
+
+from gbla_rec.config import EncoderConfig
+from gbla_rec.models.encoder import HybridEncoder, recency_buckets
+from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, rope_tables, rotate
+
+LENGTHS = [0, 5, 1, 0, 37]
+BASE = EncoderConfig(model_dim=16, num_heads=2, pattern="SGG", ffn_dim=24)
+VARIANTS = {
+    "hybrid": {},
+    "softmax": {"pattern": "S", "num_repeats": 2},
+    "linear": {"pattern": "G"},
+    "no conv": {"conv": False},
+    "no key gate": {"key_gate": False},
+    "no output gate": {"output_gate": False},
+    "causal": {"direction": "causal"},
+    "relu": {"feature_map": "relu"},
+    "plain linear attention": {"pattern": "G", "conv": False, "key_gate": False, "output_gate": False},
+}
+
+
+def encoder_of(**changes: object) -> HybridEncoder:
+    torch.manual_seed(0)
+    return HybridEncoder(dataclasses.replace(BASE, **changes)).double()
+
+
+def run(encoder: HybridEncoder, lengths: list[int], values: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Output, and gradients of (values, *parameters) of its sum of squares."""
+    values = values.detach().requires_grad_()
+    layout = JaggedLayout.from_lengths(lengths)
+    output = encoder(values, layout.offsets, layout=layout)
+    weighting = torch.linspace(-1, 1, output.shape[1], dtype=output.dtype)
+    gradients = torch.autograd.grad((output * weighting).sum(), [values, *encoder.parameters()])
+    return output.detach(), list(gradients)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_batch_is_each_row_alone(variant: str) -> None:
+    encoder = encoder_of(**VARIANTS[variant])
+    values = torch.randn(sum(LENGTHS), 16, dtype=torch.float64)
+    output, gradients = run(encoder, LENGTHS, values)
+    totals = [torch.zeros_like(gradient) for gradient in gradients[1:]]
+    for row, (row_values, expected, expected_gradient) in enumerate(
+        zip(values.split(LENGTHS), output.split(LENGTHS), gradients[0].split(LENGTHS), strict=True)
+    ):
+        alone, alone_gradients = run(encoder, [LENGTHS[row]], row_values)
+        assert relative_error(expected, alone) < 1e-12
+        assert relative_error(expected_gradient, alone_gradients[0]) < 1e-10
+        totals = [total + gradient for total, gradient in zip(totals, alone_gradients[1:], strict=True)]
+    for (name, _), total, gradient in zip(encoder.named_parameters(), totals, gradients[1:], strict=True):
+        assert relative_error(gradient, total) < 1e-9, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_gets_a_gradient_even_from_an_empty_batch(variant: str) -> None:
+    encoder = encoder_of(**VARIANTS[variant])
+    for lengths in ([0, 0], []):
+        output, gradients = run(encoder, lengths, torch.zeros(0, 16, dtype=torch.float64))
+        assert output.shape == (0, 16)
+        assert all(torch.all(gradient == 0) for gradient in gradients)
+
+
+@pytest.mark.parametrize(("variant", "sees_future"), [("hybrid", True), ("causal", False)])
+def test_only_the_bidirectional_encoder_sees_later_events(variant: str, sees_future: bool) -> None:
+    encoder = encoder_of(**VARIANTS[variant])
+    values = torch.randn(9, 16, dtype=torch.float64)
+    changed = values.clone()
+    changed[6:] += 1
+    before, after = (run(encoder, [9], x)[0] for x in (values, changed))
+    assert (relative_error(after[:6], before[:6]) > 1e-6) == sees_future
+
+
+@pytest.mark.parametrize("switch", ["conv", "key_gate", "output_gate"])
+def test_each_switch_removes_its_part(switch: str) -> None:
+    on, off = encoder_of(pattern="G"), encoder_of(pattern="G", **{switch: False})
+    count = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in (on, off)]
+    # a padded projection may keep its width, so parts are compared by what the layer computes
+    layers = [encoder.blocks[0].mixer for encoder in (on, off)]
+    assert all(isinstance(layer, GatedBidirectionalLinearAttention) for layer in layers)
+    assert count[1] < count[0] or layers[0].widths != layers[1].widths  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("changes", [{"conv": False}, {"conv": False, "key_gate": False}])
+def test_linear_attention_without_conv_is_permutation_equivariant(changes: dict[str, object]) -> None:
+    layer = GatedBidirectionalLinearAttention(dataclasses.replace(BASE, **changes)).double()
+    x = torch.randn(20, 16, dtype=torch.float64)
+    order = torch.randperm(20)
+    layout = JaggedLayout.from_lengths([20])
+    assert relative_error(layer(x[order], layout), layer(x, layout)[order]) < 1e-11
+
+
+def test_softmax_attention_is_torchs_attention_with_rope() -> None:
+    layer = SoftmaxAttention(BASE).double()
+    x = torch.randn(7, 16, dtype=torch.float64)
+    layout = JaggedLayout.from_lengths([7])
+    query, key, value = layer.in_projection(x).view(7, 3, 2, 8).unbind(1)
+    tables = rope_tables(layout.positions, 8, BASE.rope_base)
+    query, key = rotate(query, *tables), rotate(key, *tables)
+    weights = torch.softmax(torch.einsum("thk,shk->hts", query, key) / 8**0.5, dim=-1)
+    expected = layer.out_projection(torch.einsum("hts,shk->thk", weights, value).flatten(1))
+    assert relative_error(layer(x, layout), expected) < 1e-6
+
+
+def test_rope_scores_depend_on_the_distance_only() -> None:
+    query, key = torch.randn(2, 1, 1, 8)
+    scores = []
+    for query_position, key_position in ((3, 10), (103, 110)):
+        turned = [
+            rotate(x, *rope_tables(torch.tensor([position]), 8, 10_000.0)) for x, position in ((query, query_position), (key, key_position))
+        ]
+        scores.append(float((turned[0] * turned[1]).sum()))
+    assert abs(scores[0] - scores[1]) < 1e-4
+
+
+def test_recency_counts_from_the_end_of_each_row() -> None:
+    buckets = recency_buckets(JaggedLayout.from_lengths([3, 0, 1]))
+    assert buckets.tolist() == [6, 4, 0, 0]
+    long = recency_buckets(JaggedLayout.from_lengths([131_072]))
+    assert bool((long.diff() <= 0).all())
+    assert int(long[0]) == 4 * 17
+
+
+def test_bad_values_and_offsets_are_named() -> None:
+    encoder = HybridEncoder(BASE)
+    with pytest.raises(ValueError, match=r"values must have shape \(L, model_dim\) = \(L, 16\)"):
+        encoder(torch.zeros(3, 8), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="offsets must cover values, got 2 tokens in offsets and 3"):
+        encoder(torch.zeros(3, 16), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match=r"EncoderConfig.pattern must use the letters"):
+        dataclasses.replace(BASE, pattern="SX")

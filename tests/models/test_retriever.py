@@ -1,0 +1,114 @@
+"""The retriever reads events before the cut only, and its loss does not see padding, order of rows, or other rows."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gbla_kernels.testing.error_budget import relative_error
+
+from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, StreamConfig
+from gbla_rec.data.batch import Batch, Collator, feature_names
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.data.stream import TrainingStream
+from gbla_rec.models.embeddings import initialize_tables, item_tables
+from gbla_rec.models.retriever import GenerativeRetriever
+
+NUM_ITEMS = 30
+WIDTHS = (5, 4, 3)
+EMBEDDING = EmbeddingConfig(rows_per_table=16, dim=8, context_features=("kind",), semantic_code_dim=4)
+CONFIG = ModelConfig(
+    embedding=EMBEDDING,
+    encoder=EncoderConfig(model_dim=16, num_heads=2, pattern="SGG", ffn_dim=16),
+    decoder=DecoderConfig(num_heads=2, ffn_dim=16),
+)
+
+
+@pytest.fixture
+def retriever() -> GenerativeRetriever:
+    torch.manual_seed(0)
+    tables = item_tables(EMBEDDING, {"kind": 2}, torch.device("cpu"))
+    initialize_tables(tables, 0)
+    codes = torch.stack([torch.randint(0, width, (NUM_ITEMS,)) for width in WIDTHS], dim=1)
+    return GenerativeRetriever(tables, CONFIG, feature_names(EMBEDDING), codes, WIDTHS)
+
+
+def histories(rows: list[list[int]], targets: list[list[int]]) -> HistoryBatch:
+    items = np.array([item for row in rows for item in row], dtype=np.int64)
+    return HistoryBatch(
+        user_rows=np.arange(len(rows)),
+        items=items,
+        offsets=np.cumsum([0, *map(len, rows)]),
+        context={"kind": (items % 2).astype(np.int32)},
+        targets=np.array([item for row in targets for item in row], dtype=np.int64),
+        target_offsets=np.cumsum([0, *map(len, targets)]),
+        token_keys=items * 7,
+        seen_items=np.zeros(0, np.int64),
+        seen_offsets=np.zeros(len(rows) + 1, np.int64),
+        global_num_targets=max(sum(map(len, targets)), 1),
+        global_num_tokens=len(items),
+        position=None,
+        next_position=None,
+    )
+
+
+def collate(rows: list[list[int]], targets: list[list[int]]) -> Batch:
+    return Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS))(histories(rows, targets))
+
+
+def test_packed_batch_is_each_row_alone(retriever: GenerativeRetriever) -> None:
+    rows, targets = [[1, 2, 3], [], [4], [5, 6, 7, 8, 9]], [[2, 4], [1], [], [3]]
+    loss, nll = retriever.eval()(collate(rows, targets))
+    assert nll.shape == (4,)
+    assert float(loss) == pytest.approx(float(nll.mean()), rel=1e-6)
+    alone = [retriever(collate([row], [target]))[1] for row, target in zip(rows, targets, strict=True)]
+    assert relative_error(nll, torch.cat(alone)) < 1e-6
+
+
+def test_features_are_the_hashed_items_and_their_context() -> None:
+    batch = collate([[1, 2], [], [29]], [[0], [0], [0]])
+    assert batch.features.keys() == ["item_hash_0", "item_hash_1", "context_kind"]
+    assert batch.features["context_kind"].values().tolist() == [1, 0, 1]
+    assert batch.features["item_hash_0"].lengths().tolist() == [2, 0, 1]
+    assert batch.code_layout.row_lengths == [3, 3, 3]
+    assert len(set(batch.target_keys.tolist())) == 3
+
+
+def test_dropout_keys_make_training_steps_repeatable(retriever: GenerativeRetriever) -> None:
+    batch = collate([[1, 2, 3], [4, 5]], [[2], [4]])
+    assert torch.equal(retriever.train()(batch)[1], retriever(batch)[1])
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_nothing_at_or_after_the_cut_leaks_into_the_memory(tiny_workspace: Any, retriever: GenerativeRetriever) -> None:
+    """Change every event from the cut on, on disk-order data: the memory stays bit-identical."""
+    dataset = PreparedDataset.open(tiny_workspace / "datasets" / "tiny")
+    shard = dataset.read_shard(0, ("kind",))
+    stream = TrainingStream(dataset, StreamConfig(tokens_per_batch=500, max_history_length=60, targets_per_cut=4), seed=0, context=("kind",))
+    batches = stream.batches()
+    checked = 0
+    for _ in range(5):
+        batch = next(batches)
+        for row, user in enumerate(batch.user_rows):
+            if not shard.first_user <= user < shard.first_user + len(shard.offsets) - 1:
+                continue
+            local = user - shard.first_user
+            events = slice(shard.offsets[local], shard.offsets[local + 1])
+            memory = batch.items[batch.offsets[row] : batch.offsets[row + 1]]
+            targets = batch.targets[batch.target_offsets[row] : batch.target_offsets[row + 1]]
+            history, times = shard.items[events], shard.timestamps[events]
+            cuts = [
+                cut
+                for cut in range(1, len(history))
+                if np.array_equal(history[max(cut - 60, 0) : cut], memory) and np.array_equal(history[cut : cut + len(targets)], targets)
+            ]
+            assert cuts, "a sample is a cut of its user's history"
+            # tied events stay on one side of the cut, and no target is a validation event
+            assert any(times[cut - 1] < times[cut] and cut + len(targets) <= shard.validation_begin[local] for cut in cuts)
+            checked += 1
+    assert checked > 10
+    rows, targets = [[1, 2, 3]], [[4, 5]]
+    memory_of = retriever.eval().encode
+    first, second = memory_of(collate(rows, targets)), memory_of(collate(rows, [[9, 29]]))
+    assert torch.equal(first.key, second.key) and torch.equal(first.value, second.value)

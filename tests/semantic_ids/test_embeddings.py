@@ -1,0 +1,133 @@
+"""Embeddings from text and behaviour: what is alike lies near, what is unknown is zero, and new items fit in."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gbla_rec.config import SemanticIdConfig
+from gbla_rec.semantic_ids.behaviour_embeddings import WINDOW, co_occurrences
+from gbla_rec.semantic_ids.embeddings import fit_embedder, load_embedder, save_embedder
+from gbla_rec.semantic_ids.text_embeddings import item_texts
+
+TITLES = ["Red nail polish", "Blue nail polish", "Red nail lacquer", "Electric shaver", "Electric shaver head", "Shaver head", None, ""]
+KINDS = ["Nail|Make-up", "Nail|Make-up", "Nail", "Shaving", "Shaving", "Shaving|Electric", None, " | "]
+MakeDataset = Callable[..., Any]
+
+
+def config(**changes: Any) -> SemanticIdConfig:
+    return SemanticIdConfig(embedding_dim=4, **changes)
+
+
+def text_dataset(make_dataset: MakeDataset, rows: slice = slice(None)) -> Any:
+    return make_dataset(list(range(len(TITLES)))[rows], {"title": TITLES[rows], "kinds": KINDS[rows]})
+
+
+@pytest.mark.parametrize("encoder", ["tfidf", "wordllama"])
+def test_similar_texts_lie_near_and_no_text_is_zero(make_dataset: MakeDataset, encoder: Any) -> None:
+    if encoder == "wordllama":
+        pytest.importorskip("wordllama")
+    dataset = text_dataset(make_dataset)
+    vectors = fit_embedder(dataset, config(text_encoder=encoder)).embed(dataset)
+    assert vectors.dtype == np.float32 and vectors.shape == (8, 4)
+    similarity = vectors @ vectors.T
+    assert min(similarity[0, 1], similarity[0, 2], similarity[3, 4]) > max(similarity[0, 3], similarity[1, 4]) + 0.3
+    np.testing.assert_allclose(np.linalg.norm(vectors[:6], axis=1), 1, rtol=1e-5)
+    assert not vectors[6:].any()
+
+
+def test_all_text_columns_are_read_and_separators_part_words(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([1, 2, 3], {"title": ["Heat (1995)", None, None], "genres": ["Action|Crime>Drama", "Sci_Fi", None]})
+    texts = [text.split() for text in item_texts(dataset)]
+    assert texts == [["Heat", "(1995)", "Action", "Crime", "Drama"], ["Sci", "Fi"], []]
+
+
+@pytest.mark.parametrize("changes", [{"text_encoder": "tfidf"}, {"text_encoder": "wordllama"}, {"embedding": "behaviour"}])
+def test_an_embedder_survives_the_disk_without_pickle(make_dataset: MakeDataset, tmp_path: Path, changes: dict[str, Any]) -> None:
+    if changes.get("text_encoder") == "wordllama":
+        pytest.importorskip("wordllama")
+    dataset = make_dataset([3, 5, 8, 9], {"title": TITLES[:4]}, [[0, 1, 2], [2, 1, 0]])
+    embedder = fit_embedder(dataset, config(**changes))
+    save_embedder(embedder, tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".npy", ".parquet"}
+    assert np.array_equal(load_embedder(tmp_path).embed(dataset), embedder.embed(dataset))
+    assert np.array_equal(fit_embedder(dataset, config(**changes)).embed(dataset), embedder.embed(dataset))
+
+
+def test_items_added_later_do_not_change_the_text_vectors_of_old_ones(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    old = text_dataset(make_dataset, slice(0, 5))
+    embedder = fit_embedder(old, config())
+    save_embedder(embedder, tmp_path)
+    later = load_embedder(tmp_path).embed(text_dataset(make_dataset))
+    np.testing.assert_allclose(later[:5], embedder.embed(old), atol=1e-6)
+    assert later[5] @ later[3] > later[5] @ later[0] + 0.3
+
+
+def test_no_text_is_refused_with_a_cure(make_dataset: MakeDataset) -> None:
+    with pytest.raises(ValueError, match=r"no text columns; give an item table.*embedding='behaviour'"):
+        fit_embedder(make_dataset([1, 2]), config())
+    with pytest.raises(ValueError, match=r"empty for every item"):
+        fit_embedder(make_dataset([1, 2], {"title": [None, " | "]}), config())
+    with pytest.raises(ValueError, match=r"no letters or digits, e.g. '\.\.\.'"):
+        fit_embedder(make_dataset([1, 2], {"title": ["...", "!"]}), config())
+
+
+def test_text_without_shared_words_still_tells_items_apart(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([1, 2, 3], {"title": ["alpha", "beta", "gamma"]})
+    vectors = fit_embedder(dataset, config()).embed(dataset)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(3), atol=1e-5)
+
+
+def test_a_missing_wordllama_names_the_extra(make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gbla-rec\[text\]'"):
+        fit_embedder(text_dataset(make_dataset), config(text_encoder="wordllama"))
+
+
+def test_co_occurrence_counts_near_pairs_of_one_history_by_distance(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([0, 1, 2, 3], histories=[[0, 1, 2, 0], [3], [3, 1]], evaluation_events=2)
+    expected = np.zeros((4, 4))
+    for history in dataset.histories:
+        for left in range(len(history)):
+            for right in range(left + 1, len(history)):
+                if history[left] != history[right]:
+                    expected[history[left], history[right]] += 1 / (right - left)
+    np.testing.assert_allclose(co_occurrences(dataset).toarray(), expected + expected.T)
+
+
+def test_events_further_apart_than_the_window_do_not_co_occur(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([0, 1, 2], histories=[[0, *[2] * (WINDOW - 1), 1], [0, *[2] * WINDOW, 1]])
+    assert co_occurrences(dataset).toarray()[0, 1] == pytest.approx(1 / WINDOW)
+
+
+def test_items_of_one_circle_lie_near_and_unseen_items_are_zero(make_dataset: MakeDataset) -> None:
+    rng = np.random.default_rng(0)
+    histories = [(rng.permutation(5) + 5 * (user % 2)).tolist() for user in range(40)]
+    dataset = make_dataset(list(range(12)), histories=histories, evaluation_events=3)
+    vectors = fit_embedder(dataset, config(embedding="behaviour")).embed(dataset)
+    similarity = vectors @ vectors.T
+    assert similarity[:5, :5].min() > similarity[:5, 5:10].max() + 0.2
+    assert not vectors[10:].any()
+
+
+def test_a_new_item_lies_near_the_known_items_it_appears_with(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    histories = [(rng.permutation(5) + 5 * (user % 2)).tolist() for user in range(40)]
+    embedder = fit_embedder(make_dataset([10 * index for index in range(10)], histories=histories), config(embedding="behaviour"))
+    save_embedder(embedder, tmp_path)
+    # item 5 (index 1 from now on) is new and is met with the second circle; the old items move up by one
+    shifted = [[item + (item > 0) for item in history] for history in histories]
+    appended = make_dataset([0, 5, *range(10, 100, 10)], histories=[*shifted, [6, 1, 7], [8, 9, 1, 10]])
+    vectors = load_embedder(tmp_path).embed(appended)
+    similarity = vectors @ vectors[1]
+    assert similarity[6:].min() > similarity[[0, 2, 3, 4, 5]].max() + 0.2
+    with pytest.raises(ValueError, match=r"must hold all items.*10 are missing: \[0, 10"):
+        load_embedder(tmp_path).embed(make_dataset([1, 2], histories=[[0, 1]]))
+
+
+def test_histories_without_two_different_items_are_refused(make_dataset: MakeDataset) -> None:
+    with pytest.raises(ValueError, match=r"two different items, there are none; use embedding='text'"):
+        fit_embedder(make_dataset([1, 2], histories=[[0, 0], [1], []]), config(embedding="behaviour"))

@@ -1,0 +1,146 @@
+"""Training is world-size free: any number of ranks, any sharding, stopped and resumed or not, gives one loss curve."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gbla_rec import workspace
+from gbla_rec.config import RunConfig, TrainingConfig
+
+TOLERANCE = 2e-5
+"""Relative: fp32 sums in another order, over a few steps of a growing difference."""
+
+
+def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool = False) -> dict[str, Any]:
+    """Train in the workspace; what rank 0 logged, and each rank's number of targets per step."""
+    from gbla_rec.training import trainer
+
+    targets: list[int] = []
+    remember = trainer._remember
+
+    def count(batches: Any, in_flight: Any) -> Any:
+        for batch in remember(batches, in_flight):
+            targets.append(batch.targets.numel())
+            yield batch
+
+    trainer._remember = count
+    run_dir = trainer.train(config, device=torch.device("cpu"), resume=resume)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "losses": [line["loss"] for line in lines if line["kind"] == "train"],
+        "nll": [line["nll"] for line in lines if line["kind"] == "validation"],
+        "targets": targets,
+        "run_dir": str(run_dir),
+    }
+
+
+def with_sharding(config: RunConfig, sharding: str) -> RunConfig:
+    embedding = dataclasses.replace(config.model.embedding, sharding=sharding)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, embedding=embedding))
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_two_ranks_see_the_curve_of_one(run_ranks: Any, tiny_run: Any) -> None:
+    config = tiny_run()
+    alone = run_ranks(train_and_read, 1, config)[0]
+    assert len(alone["losses"]) == config.training.num_steps
+    # it learns
+    assert alone["losses"][-1] < alone["losses"][0]
+    for sharding in ("row_wise", "table_wise"):
+        first, second = run_ranks(train_and_read, 2, with_sharding(config, sharding))
+        assert first["targets"] != second["targets"], "the ranks must have unequal shares for this test to mean something"
+        assert first["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE), sharding
+        assert first["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE), sharding
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 1), (1, 2)])
+def test_resumed_run_sees_the_curve_of_an_undisturbed_one(run_ranks: Any, tiny_run: Any, before: int, after: int) -> None:
+    config = tiny_run()
+    whole = run_ranks(train_and_read, 1, config)[0]
+    stopped = run_ranks(train_and_stop, before, config, 4)[0]
+    resumed = run_ranks(train_and_read, after, config, True)[0]
+    assert resumed["run_dir"] == stopped != whole["run_dir"]
+    # the stopped run logged steps 1 to 4 before it stopped after saving step 4, the resumed one goes on in the same file
+    tolerance = 1e-12 if before == after == 1 else TOLERANCE
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=tolerance)
+    assert resumed["nll"] == pytest.approx(whole["nll"], rel=tolerance)
+
+
+def train_and_stop(rank: int, world_size: int, config: RunConfig, last_step: int) -> str:
+    """Train, and die like a killed process right after the checkpoint of ``last_step``."""
+    from gbla_rec.training import trainer
+
+    save = trainer.Trainer._save
+
+    def save_and_stop(self: Any, nll: float | None) -> None:
+        save(self, nll)
+        if self.step == last_step:
+            raise KeyboardInterrupt
+
+    trainer.Trainer._save = save_and_stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, device=torch.device("cpu"))
+    return str(workspace.latest_run_dir(config.name))
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_resuming_with_another_config_is_refused(run_ranks: Any, tiny_run: Any) -> None:
+    config = tiny_run(training=TrainingConfig(num_steps=1, log_every=1, validation_users=5))
+
+    def attempt(rank: int, world_size: int) -> str:
+        train_and_read(rank, world_size, config)
+        with pytest.raises(ValueError, match=r"cannot resume .* config.json differs") as refused:
+            train_and_read(rank, world_size, dataclasses.replace(config, seed=5), True)
+        return str(refused.value)
+
+    assert len(set(run_ranks(attempt, 2))) == 1
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_the_tables_are_really_pipelined(run_ranks: Any, tiny_run: Any) -> None:
+    def pipelined(rank: int, world_size: int) -> list[str]:
+        from gbla_rec.training import trainer
+
+        pipelines = []
+        original = trainer.TrainPipelineSparseDist
+
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            pipelines.append(original(*args, **kwargs))
+            return pipelines[-1]
+
+        trainer.TrainPipelineSparseDist = keep
+        detach = original.detach
+        names: list[str] = []
+
+        def detach_and_look(self: Any) -> Any:
+            names.extend(type(module).__name__ for module in self._pipelined_modules)
+            return detach(self)
+
+        original.detach = detach_and_look
+        trainer.train(tiny_run(), device=torch.device("cpu"))
+        return names
+
+    for names in run_ranks(pipelined, 2):
+        assert names
+        assert set(names) == {"ShardedEmbeddingCollection"}
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_run_directory_says_what_ran(run_ranks: Any, tiny_run: Any) -> None:
+    config = tiny_run()
+    run_dir = Path(run_ranks(train_and_read, 2, config)[0]["run_dir"])
+    from gbla_rec.checkpoint.run_directory import checkpoints, read_config
+
+    assert read_config(run_dir) == config
+    versions = json.loads((run_dir / "version.json").read_text())
+    assert versions["torch"] and versions["dataset_hash"]
+    assert "item_hash_0" in (run_dir / "plan.txt").read_text()
+    assert list((run_dir / "tensorboard").glob("events*"))
+    # keep_last 2 and keep_best 2 of the steps 2, 3, 4, 6; only 3 and 6 were validated
+    assert [checkpoint.progress.step for checkpoint in checkpoints(run_dir)] == [3, 4, 6]
+    assert not list((run_dir / "checkpoints").glob(".tmp-*"))
