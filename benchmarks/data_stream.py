@@ -56,8 +56,11 @@ def make_dataset(directory: Path, length: int) -> PreparedDataset:
     rng = np.random.default_rng(0)
     num_events = NUM_EVENTS // length * length
     users = np.repeat(np.arange(num_events // length), length)
-    columns = {"item_id": rng.integers(0, NUM_ITEMS, num_events), "timestamp": rng.integers(0, 10**9, num_events),
-               "action": rng.integers(0, 5, num_events)}
+    columns = {
+        "item_id": rng.integers(0, NUM_ITEMS, num_events),
+        "timestamp": rng.integers(0, 10**9, num_events),
+        "action": rng.integers(0, 5, num_events),
+    }
     pl.DataFrame({"user_id": users, **columns}).write_parquet(directory / "log.parquet")
     return prepare(PrepareConfig(name="benchmark", events=directory / "log.parquet", context_columns=("action",)), directory / "out")
 

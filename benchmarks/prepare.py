@@ -52,7 +52,8 @@ def main() -> None:
         "`prepare` in a process of its own on generated Parquet logs: users and items Zipf-Mandelbrot "
         f"(1 / (rank + {SHIFT:,})), {arguments.users:,} and {arguments.items:,} possible ids from 2^60 on, one context column of 5 values, "
         f"uniform times, leave-last split, max_events_per_shard={arguments.max_events_per_shard:,}. One run per size. Peak RSS is the "
-        "kernel's high-water mark (VmHWM) of that process with its libraries."
+        "kernel's high-water mark (VmHWM) of that process with its libraries; it counts pages of the log that the reader maps, which the "
+        f"system can drop at any time. The anonymous part (RssAnon, sampled every {SAMPLE_SECONDS} s) cannot be dropped."
     )
     print(write_report("prepare", rows, "python " + shlex.join(sys.argv), notes))
 
@@ -62,13 +63,13 @@ def measure(directory: Path, num_events: int, num_users: int, num_items: int, sh
     write_log(log, num_events, num_users, num_items)
     start = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(log), str(directory / "out"), str(shard)], stdout=subprocess.PIPE, text=True)
-    peak_disk = 0
-    peak_rss = 0
+    peak_disk = peak_rss = peak_anonymous = 0
 
     def sample() -> None:
-        nonlocal peak_disk, peak_rss
+        nonlocal peak_disk, peak_rss, peak_anonymous
         while child.poll() is None:
-            peak_rss = max(peak_rss, high_water_mark(child.pid))
+            peak_rss = max(peak_rss, memory_of(child.pid, "VmHWM"))
+            peak_anonymous = max(peak_anonymous, memory_of(child.pid, "RssAnon"))
             peak_disk = max(peak_disk, disk_usage(directory) - log.stat().st_size)
             time.sleep(SAMPLE_SECONDS)
 
@@ -91,6 +92,7 @@ def measure(directory: Path, num_events: int, num_users: int, num_items: int, sh
         "wall (s)": round(seconds, 1),
         "events/s": round(num_events / seconds),
         "peak RSS (MB)": round(peak_rss / 1e6),
+        "of it anonymous (MB)": round(peak_anonymous / 1e6),
     }
 
 
@@ -99,12 +101,14 @@ def write_log(path: Path, num_events: int, num_users: int, num_items: int) -> No
     writer = None
     for first in range(0, num_events, CHUNK):
         size = min(CHUNK, num_events - first)
-        table = pa.table({
-            "user_id": FIRST_ID + zipf_mandelbrot(rng, size, num_users),
-            "item_id": FIRST_ID + zipf_mandelbrot(rng, size, num_items),
-            "timestamp": rng.integers(1_500_000_000, 1_700_000_000, size),
-            "action": pa.array(np.array(["click", "like", "play", "save", "skip"])[rng.integers(0, 5, size)]),
-        })
+        table = pa.table(
+            {
+                "user_id": FIRST_ID + zipf_mandelbrot(rng, size, num_users),
+                "item_id": FIRST_ID + zipf_mandelbrot(rng, size, num_items),
+                "timestamp": rng.integers(1_500_000_000, 1_700_000_000, size),
+                "action": pa.array(np.array(["click", "like", "play", "save", "skip"])[rng.integers(0, 5, size)]),
+            }
+        )
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     if writer is not None:
@@ -116,12 +120,13 @@ def zipf_mandelbrot(rng: np.random.Generator, size: int, num_values: int) -> np.
     return np.floor(SHIFT * ((1 + num_values / SHIFT) ** rng.random(size) - 1)).astype(np.int64)
 
 
-def high_water_mark(pid: int) -> int:
+def memory_of(pid: int, field: str) -> int:
+    """Bytes of a line of the process's status; 0 once it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field)), 0)
 
 
 def disk_usage(directory: Path) -> int:

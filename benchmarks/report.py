@@ -47,8 +47,15 @@ def _markdown(report: dict[str, Any]) -> str:
     lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in report["rows"]]
     versions = ", ".join(f"{package} {number}" for package, number in report["versions"].items())
     hardware = "; ".join(f"{key}: {value}" for key, value in report["hardware"].items())
-    lines += ["", f"- hardware: {hardware}", f"- versions: {versions}", f"- commit: {report['commit']}", f"- date: {report['date']}",
-              f"- command: `{report['command']}`", ""]
+    lines += [
+        "",
+        f"- hardware: {hardware}",
+        f"- versions: {versions}",
+        f"- commit: {report['commit']}",
+        f"- date: {report['date']}",
+        f"- command: `{report['command']}`",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -114,8 +114,12 @@ class SemanticIdConfig:
 
     def __post_init__(self) -> None:
         _require_choice(self, "embedding", EmbeddingSource)
-        _require((self.embedding == "file") == (self.embedding_file is not None), "SemanticIdConfig.embedding_file",
-                 "be given exactly when embedding='file'", self.embedding_file)
+        _require(
+            (self.embedding == "file") == (self.embedding_file is not None),
+            "SemanticIdConfig.embedding_file",
+            "be given exactly when embedding='file'",
+            self.embedding_file,
+        )
         _require_positive(self, "embedding_dim", "num_levels", "min_codebook_width", "dedup_width", "kmeans_iterations")
         if self.codebook_width is not None:
             _require_positive(self, "codebook_width")
@@ -166,10 +170,18 @@ class EncoderConfig:
         _require_choice(self, "direction", Direction)
         _require_choice(self, "feature_map", FeatureMap)
         _require_positive(self, "model_dim", "num_heads", "num_repeats", "conv_width", "rope_base")
-        _require(self.model_dim % (2 * self.num_heads) == 0, "EncoderConfig.model_dim", "be a multiple of 2 * num_heads (RoPE turns pairs)",
-                 (self.model_dim, self.num_heads))
-        _require(bool(self.pattern) and set(self.pattern) <= set(PATTERN_LETTERS), "EncoderConfig.pattern",
-                 f"use the letters {PATTERN_LETTERS!r}", self.pattern)
+        _require(
+            self.model_dim % (2 * self.num_heads) == 0,
+            "EncoderConfig.model_dim",
+            "be a multiple of 2 * num_heads (RoPE turns pairs)",
+            (self.model_dim, self.num_heads),
+        )
+        _require(
+            bool(self.pattern) and set(self.pattern) <= set(PATTERN_LETTERS),
+            "EncoderConfig.pattern",
+            f"use the letters {PATTERN_LETTERS!r}",
+            self.pattern,
+        )
         _require(0 <= self.dropout < 1, "EncoderConfig.dropout", "lie in [0, 1)", self.dropout)
 
     @property
@@ -207,8 +219,12 @@ class ModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        _require(self.encoder.model_dim % self.decoder.num_heads == 0, "DecoderConfig.num_heads", "divide EncoderConfig.model_dim",
-                 self.decoder.num_heads)
+        _require(
+            self.encoder.model_dim % self.decoder.num_heads == 0,
+            "DecoderConfig.num_heads",
+            "divide EncoderConfig.model_dim",
+            self.decoder.num_heads,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,8 +252,12 @@ class StreamConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "tokens_per_batch", "max_history_length", "targets_per_cut", "max_cuts_per_history")
         _require(self.min_history_length >= 0, "StreamConfig.min_history_length", "not be negative", self.min_history_length)
-        _require(self.linear_cost >= 0 and self.quadratic_cost >= 0, "StreamConfig costs", "not be negative",
-                 (self.linear_cost, self.quadratic_cost))
+        _require(
+            self.linear_cost >= 0 and self.quadratic_cost >= 0,
+            "StreamConfig costs",
+            "not be negative",
+            (self.linear_cost, self.quadratic_cost),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,8 +313,12 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "num_beams", "tokens_per_batch", "shortlist_users", "bootstrap_samples")
         _require(bool(self.cutoffs) and min(self.cutoffs) > 0, "EvaluationConfig.cutoffs", "be positive and not empty", self.cutoffs)
-        _require(max(self.cutoffs) <= self.num_beams, "EvaluationConfig.num_beams", "be at least the largest cutoff",
-                 (self.num_beams, self.cutoffs))
+        _require(
+            max(self.cutoffs) <= self.num_beams,
+            "EvaluationConfig.num_beams",
+            "be at least the largest cutoff",
+            (self.num_beams, self.cutoffs),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,7 +360,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         hints = get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
         _require(not unknown, where, f"have only the fields {sorted(hints)}", unknown)
-        return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+        return cast(Any, kind)(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     if get_origin(kind) is tuple:
         return tuple(_build(get_args(kind)[0], item, where) for item in value)
     if value is not None and Path in (kind, *get_args(kind)):

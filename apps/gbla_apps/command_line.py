@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from gbla_rec import workspace
 from gbla_rec.config import RunConfig
 from gbla_rec.recipes import RECIPES, recipe
 
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotImplementedError, PermissionError)
+EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, FloatingPointError, ModuleNotFoundError)
 """What a user can cause: shown as one line; anything else is our bug and keeps its traceback."""
 TRACEBACK = "GBLA_REC_TRACEBACK"
 """Environment variable: if set, every error keeps its traceback."""
@@ -22,6 +23,7 @@ TRACEBACK = "GBLA_REC_TRACEBACK"
 def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
     """Call ``main``; an error that the user can mend ends the program with one line and status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _silence_libraries()
     try:
         main(arguments)
     except EXPECTED_ERRORS as error:
@@ -31,12 +33,21 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
         raise SystemExit(2) from error
 
 
+def _silence_libraries() -> None:
+    """Hide what torch and torchrec say about their own deprecations: nobody who runs a command can act on it."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchrec|gbla_rec)(\..*)?")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"fbgemm_gpu(\..*)?")
+    for name in ("torchrec", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def parse_run_config(program: str, description: str, arguments: Sequence[str]) -> RunConfig:
     """``--recipe NAME`` and overrides of its fields, e.g. ``--model.encoder.pattern SG``."""
     name, rest = _take_recipe(arguments)
     default = recipe(name or "movielens_small")
-    epilog = f"{description} --recipe NAME chooses the defaults below: {', '.join(sorted(RECIPES))}."
-    return tyro.cli(RunConfig, prog=f"gbla-rec {program}", description=epilog, args=rest, default=default, config=(tyro.conf.FlagConversionOff,))
+    text = f"{description} --recipe NAME chooses the defaults below: {', '.join(sorted(RECIPES))}."
+    config = (tyro.conf.FlagConversionOff,)
+    return tyro.cli(RunConfig, prog=f"gbla-rec {program}", description=text, args=rest, default=default, config=config)
 
 
 def _take_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -12,7 +12,10 @@ from gbla_rec.config import PrepareConfig
 from gbla_rec.data.prepare import prepare
 from gbla_rec.recipes import DATASETS
 
-DESCRIPTION = f"Turn an event log into a prepared dataset in the workspace. --recipe NAME takes a log that comes with the repository: {', '.join(DATASETS)}."
+DESCRIPTION = (
+    "Turn an event log into a prepared dataset in the workspace. "
+    f"--recipe NAME takes a log that comes with the repository: {', '.join(DATASETS)}."
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,8 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", choices=sorted(DATASETS))
     known, rest = parser.parse_known_args(arguments)
-    default = {"default": DATASETS[known.recipe]()} if known.recipe else {}
-    config = tyro.cli(PrepareConfig, prog="gbla-rec prepare", description=DESCRIPTION, args=rest, **default)
+    default = DATASETS[known.recipe]() if known.recipe else tyro.MISSING_NONPROP
+    config = tyro.cli(PrepareConfig, prog="gbla-rec prepare", description=DESCRIPTION, args=rest, default=default)
     dataset = prepare(config, workspace.dataset_dir(config.name))
     manifest = dataset.manifest
     print(f"{dataset.path}: {manifest.num_users:,} users, {manifest.num_items:,} items, {manifest.num_events:,} events")

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from gbla_apps import command_line
 from gbla_rec.checkpoint.process_group import process_group
-from gbla_rec.evaluation.recommend import Recommender, Recommendation
+from gbla_rec.evaluation.recommend import Recommendation, Recommender
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gbla_rec.config import RunConfig, from_json, to_json
@@ -72,7 +72,15 @@ def code_version() -> dict[str, str | None]:
         check=False,
     )
     commit = described.stdout.strip() if described.returncode == 0 else None
-    return {"commit": commit, **{name: version(name) for name in PACKAGES}}
+    return {"commit": commit, **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # run from a checkout that is not installed: the commit says which code it is
+        return None
 
 
 def checkpoints(run_dir: Path) -> list[Checkpoint]:

@@ -14,8 +14,8 @@ from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
 from gbla_rec.config import RunConfig
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.evaluation_batches import evaluation_batches
+from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.semantic_ids.table import SemanticIdTable
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from gbla_kernels import Backend
 from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -16,6 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from gbla_kernels import Backend
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.config import ModelConfig, OptimizerConfig, Sharding
 from gbla_rec.data.batch import feature_names
@@ -61,9 +61,7 @@ def sharded_retriever(
         backend: of the linear attention and the convolution.
     """
     tables = item_tables(model.embedding, context_sizes, torch.device("meta"))
-    apply_optimizer_in_backward(
-        RowWiseAdagrad, tables.parameters(), {"lr": optimizer.table_learning_rate, "eps": optimizer.table_eps}
-    )
+    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": optimizer.table_learning_rate, "eps": optimizer.table_eps})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=backend)
@@ -105,6 +103,7 @@ def describe_plan(parallel: DistributedModelParallel) -> str:
     lines = []
     for module_plan in parallel.plan.plan.values():
         for table, sharding in module_plan.items():  # type: ignore[attr-defined]
-            shards = ", ".join(f"{shard.shard_sizes[0]:,} x {shard.shard_sizes[1]} on {shard.placement}" for shard in sharding.sharding_spec.shards)
+            pieces = [(*shard.shard_sizes, shard.placement) for shard in sharding.sharding_spec.shards]
+            shards = ", ".join(f"{rows:,} x {columns} on {placement}" for rows, columns, placement in pieces)
             lines.append(f"{table}: {sharding.sharding_type}, {sharding.compute_kernel}: {shards}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Save and load through torch.distributed.checkpoint: written by N ranks, read by M."""
 
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
     Raises:
         ValueError: if the checkpoint does not fit the model, or a file of it is damaged; names the checkpoint.
     """
-    state = {MODEL: model.state_dict()} if dense_optimizer_state is None else _state(model, dense_optimizer_state)
+    state: dict[str, Any] = {MODEL: model.state_dict()} if dense_optimizer_state is None else _state(model, dense_optimizer_state)
     try:
         dcp.load(state, checkpoint_id=checkpoint.path)
     except Exception as error:
         raise ValueError(f"checkpoint {checkpoint.path} cannot be read: it is damaged or belongs to another config ({error})") from error
-    model.load_state_dict(state[MODEL])
+    model.load_state_dict(OrderedDict(state[MODEL]))
     if dense_optimizer_state is not None:
         model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
     dist.barrier()

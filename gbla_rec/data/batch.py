@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from gbla_kernels import JaggedLayout
 from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from gbla_kernels import JaggedLayout
 from gbla_rec.config import EmbeddingConfig
 from gbla_rec.data.hashing import hash_rows
 from gbla_rec.data.histories import HistoryBatch, StreamPosition
@@ -94,11 +94,14 @@ class Collator:
     def __call__(self, histories: HistoryBatch) -> Batch:
         """Build the tensors of one step on the CPU."""
         items = torch.from_numpy(histories.items)
-        offsets = torch.from_numpy(histories.offsets)
+        # a rank without rows gets one empty row: TorchRec cannot exchange a batch of stride 0
+        offsets = _at_least_one_row(torch.from_numpy(histories.offsets))
+        target_offsets = _at_least_one_row(torch.from_numpy(histories.target_offsets))
+        user_rows = torch.from_numpy(histories.user_rows) if len(histories.user_rows) else torch.zeros(1, dtype=torch.int64)
         lengths = offsets.diff()
         values = [row_of_item[items] for row_of_item in self.hash_rows]
         values += [torch.from_numpy(histories.context[column]).to(torch.int64) for column in self.config.context_features]
-        target_lengths = torch.from_numpy(histories.target_offsets).diff()
+        target_lengths = target_offsets.diff()
         token_keys = torch.from_numpy(histories.token_keys)
         return Batch(
             features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=lengths.repeat(len(self.features))),
@@ -107,12 +110,16 @@ class Collator:
             targets=torch.from_numpy(histories.targets),
             code_layout=JaggedLayout.from_lengths(target_lengths * self.num_code_levels),
             token_keys=token_keys,
-            target_keys=_target_keys(token_keys, offsets, target_lengths, torch.from_numpy(histories.user_rows)),
+            target_keys=_target_keys(token_keys, offsets, target_lengths, user_rows),
             loss_weight=self.world_size / max(histories.global_num_targets, 1),
             next_position=histories.next_position,
             num_global_targets=histories.global_num_targets,
             num_global_tokens=histories.global_num_tokens,
         )
+
+
+def _at_least_one_row(offsets: Tensor) -> Tensor:
+    return offsets if offsets.numel() > 1 else torch.zeros(2, dtype=torch.int64)
 
 
 def _target_keys(token_keys: Tensor, offsets: Tensor, target_lengths: Tensor, user_rows: Tensor) -> Tensor:

@@ -11,7 +11,12 @@ import polars as pl
 
 Kind = Literal["unknown", "bool", "int64", "float64", "string", "time"]
 POLARS_TYPES: dict[Kind, pl.DataType] = {
-    "unknown": pl.Int64(), "bool": pl.Boolean(), "int64": pl.Int64(), "float64": pl.Float64(), "string": pl.String(), "time": pl.Int64(),
+    "unknown": pl.Int64(),
+    "bool": pl.Boolean(),
+    "int64": pl.Int64(),
+    "float64": pl.Float64(),
+    "string": pl.String(),
+    "time": pl.Int64(),
 }
 
 

@@ -110,8 +110,9 @@ class PreparedDataset:
             found = frame.filter(pl.col("user_id") == user_id).collect(engine="streaming")
             if len(found):
                 return self._history(found, self._first_users[index])
-        raise ValueError(f"user {user_id!r} is not in {self.path}, whose user ids are of type {self.manifest.user_id_type}, "
-                         f"e.g. {self._example_ids()}")
+        raise ValueError(
+            f"user {user_id!r} is not in {self.path}, whose user ids are of type {self.manifest.user_id_type}, e.g. {self._example_ids()}"
+        )
 
     def iterate_shards(self, context: Sequence[str] = ()) -> Iterator[HistoryShard]:
         """All shards in order, one in memory at a time."""

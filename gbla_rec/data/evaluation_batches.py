@@ -65,8 +65,15 @@ def evaluation_batches(
 
 
 def _batches(
-    dataset: PreparedDataset, split: EvaluationSplit, tokens_per_batch: int, max_history_length: int, rank: int, world_size: int,
-    num_users: int | None, seed: int, context: tuple[str, ...],
+    dataset: PreparedDataset,
+    split: EvaluationSplit,
+    tokens_per_batch: int,
+    max_history_length: int,
+    rank: int,
+    world_size: int,
+    num_users: int | None,
+    seed: int,
+    context: tuple[str, ...],
 ) -> Iterator[HistoryBatch]:
     largest_key = None if num_users is None else _largest_key(dataset, split, num_users, seed)
     plan: list[_PlannedBatch] = []
@@ -77,11 +84,12 @@ def _batches(
             users = users[_keys(users + dataset.first_user(index), seed) <= largest_key]
         plan += _plan_shard(index, users, memory, end, tokens_per_batch, max_history_length)
     if not plan:
-        raise ValueError(f"{dataset.path}: no user has {split} targets and events before them; "
-                         "evaluate another split or prepare with fewer targets")
+        raise ValueError(
+            f"{dataset.path}: no user has {split} targets and events before them; evaluate another split or prepare with fewer targets"
+        )
     loaded, shard = -1, None
     for first in range(0, len(plan), world_size):
-        step = plan[first:first + world_size]
+        step = plan[first : first + world_size]
         if rank < len(step) and step[rank].shard != loaded:
             # the old shard goes before the new one comes
             shard = None
@@ -97,7 +105,12 @@ def _batches(
 
 
 def _plan_shard(
-    index: int, users: Int64Array, memory: Int64Array, end: Int64Array, tokens_per_batch: int, max_history_length: int,
+    index: int,
+    users: Int64Array,
+    memory: Int64Array,
+    end: Int64Array,
+    tokens_per_batch: int,
+    max_history_length: int,
 ) -> Iterator[_PlannedBatch]:
     lengths = np.minimum(memory[users], max_history_length)
     ends = np.cumsum(lengths)

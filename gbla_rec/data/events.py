@@ -85,8 +85,10 @@ def open_events(config: PrepareConfig, item_table_kind: Kind = "unknown") -> Eve
 def _check_context_names(names: Sequence[str]) -> None:
     for name in names:
         if name in HISTORY_COLUMNS or not name or name.startswith(".") or "/" in name or "\0" in name:
-            raise ValueError(f"PrepareConfig.context_columns: {name!r} cannot be stored (it must not contain '/', begin with '.' "
-                             f"or be one of {HISTORY_COLUMNS}); rename the column")
+            raise ValueError(
+                f"PrepareConfig.context_columns: {name!r} cannot be stored (it must not contain '/', begin with '.' "
+                f"or be one of {HISTORY_COLUMNS}); rename the column"
+            )
     if len(set(names)) < len(names):
         raise ValueError(f"PrepareConfig.context_columns names a column twice: {tuple(names)}")
 
@@ -115,8 +117,10 @@ def _flatten(config: PrepareConfig, file: InputFile, has_timestamps: bool) -> In
     lists = [role for role in columns if role != USER]
     for role in lists:
         if not isinstance(file.schema[columns[role]], pl.List | pl.Array):
-            raise ValueError(f"{file.path}: column {columns[role]!r} is {file.schema[columns[role]]}, but with sequence_column "
-                             "every column except the user's must be a list (Parquet); for one event a row leave sequence_column out")
+            raise ValueError(
+                f"{file.path}: column {columns[role]!r} is {file.schema[columns[role]]}, but with sequence_column "
+                "every column except the user's must be a list (Parquet); for one event a row leave sequence_column out"
+            )
     frame = file.frame.select(*(pl.col(column).alias(role) for role, column in columns.items()), ROW)
     _check_lists(file.path, frame, columns, lists)
     places = pl.int_ranges(0, pl.col(ITEM).list.len(), dtype=pl.Int64).alias(PLACE)
@@ -162,8 +166,11 @@ def _resolve_kinds(config: PrepareConfig, files: Sequence[InputFile], has_timest
 def _check_kind(path: Path, column: str, role: str, kind: Kind | None, dtype: pl.DataType) -> None:
     allowed = {USER: ("int64", "string"), ITEM: ("int64", "string"), TIME: ("int64", "time")}
     if kind is None or kind not in ("unknown", *allowed.get(role, (kind,))):
-        rule = {USER: "ids must be integers or strings", ITEM: "ids must be integers or strings",
-                TIME: "timestamps must be integers, dates, datetimes or ISO-8601 strings"}
+        rule = {
+            USER: "ids must be integers or strings",
+            ITEM: "ids must be integers or strings",
+            TIME: "timestamps must be integers, dates, datetimes or ISO-8601 strings",
+        }
         raise ValueError(f"{path}: column {column!r} is {dtype}; {rule.get(role, 'a context column must hold single values')}")
 
 
@@ -223,7 +230,7 @@ def _raise_bad_value(file: InputFile, role: str, column: str, is_bad: pl.Expr, c
 
 def _column_name(config: PrepareConfig, role: str) -> str:
     if role.startswith(PREFIX):
-        return role[len(PREFIX):]
+        return role[len(PREFIX) :]
     return {USER: config.user_column, ITEM: config.sequence_column or config.item_column, TIME: config.timestamp_column}[role]
 
 

@@ -23,7 +23,8 @@ def item_keys(item_ids: Sequence[int] | Sequence[str] | NDArray[np.int64]) -> ND
     if len(item_ids) and isinstance(item_ids[0], str):
         digests = b"".join(hashlib.blake2b(str(item).encode(), digest_size=8).digest() for item in item_ids)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-    return np.asarray(item_ids, dtype=np.int64).view(np.uint64)
+    keys: NDArray[np.uint64] = np.asarray(item_ids, dtype=np.int64).view(np.uint64)
+    return keys
 
 
 def hash_rows(item_ids: Sequence[int] | Sequence[str] | NDArray[np.int64], num_hashes: int, num_rows: int, seed: int) -> NDArray[np.int64]:
@@ -39,6 +40,7 @@ def hash_rows(item_ids: Sequence[int] | Sequence[str] | NDArray[np.int64], num_h
         ``(num_hashes, N)`` int64 in ``[0, num_rows)``.
     """
     keys = item_keys(item_ids)
-    seeds = mix64(mix64(np.array([seed], dtype=np.int64).view(np.uint64)) + np.arange(num_hashes, dtype=np.uint64))
+    seed_key: NDArray[np.uint64] = mix64(np.array([seed], dtype=np.int64).view(np.uint64))
+    seeds = mix64(np.add(seed_key, np.arange(num_hashes, dtype=np.uint64), dtype=np.uint64))
     rows: NDArray[np.int64] = (mix64(keys[None, :] ^ seeds[:, None]) % np.uint64(num_rows)).astype(np.int64)
     return rows

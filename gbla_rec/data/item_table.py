@@ -34,8 +34,10 @@ class ItemTable:
             parts = [self._read_file(file, number, kind) for number, file in enumerate(self.files)]
         frame = pl.concat(parts)
         for row in frame.filter(pl.col("item_id").is_null()).head(1).iter_rows(named=True):
-            raise ValueError(f"{self.files[row['file']].path}: column {self.item_column!r}, row {row[ROW]} (from 0, a header not counted): "
-                             "the id is missing or does not fit int64")
+            raise ValueError(
+                f"{self.files[row['file']].path}: column {self.item_column!r}, row {row[ROW]} (from 0, a header not counted): "
+                "the id is missing or does not fit int64"
+            )
         self._check_unique(frame)
         return frame.drop("file", ROW)
 
@@ -50,8 +52,10 @@ class ItemTable:
             item_id = twice["item_id"][0]
             rows = twice.filter(pl.col("item_id") == item_id).head(2).rows(named=True)
             where = " and ".join(f"{self.files[row['file']].path} row {row[ROW]}" for row in rows)
-            raise ValueError(f"item table: {self.item_column} {item_id!r} occurs more than once: {where} (from 0, a header not counted); "
-                             f"{twice['item_id'].n_unique()} ids are duplicated")
+            raise ValueError(
+                f"item table: {self.item_column} {item_id!r} occurs more than once: {where} (from 0, a header not counted); "
+                f"{twice['item_id'].n_unique()} ids are duplicated"
+            )
 
 
 def open_item_table(config: PrepareConfig) -> ItemTable | None:
@@ -118,5 +122,3 @@ def _text_values(file: InputFile, column: str) -> pl.Expr:
     if file.schema[column] == pl.List(pl.String):
         return pl.col(column).list.join(LIST_SEPARATOR, ignore_nulls=True)
     return pl.col(column).cast(pl.String)
-
-

@@ -90,20 +90,25 @@ class _Totals:
 
 
 def _write_shards(
-    directory: Path, log: EventLog, vocabulary: Vocabulary, spill: Spill, shards: Sequence[range], split: SplitInfo,
+    directory: Path,
+    log: EventLog,
+    vocabulary: Vocabulary,
+    spill: Spill,
+    shards: Sequence[range],
+    split: SplitInfo,
 ) -> _Totals:
     (directory / HISTORIES_DIR).mkdir()
     totals = _Totals(np.zeros(len(vocabulary.items), np.int64))
     for index, users in enumerate(shards):
         columns = spill.take_sorted(index)
-        counts = vocabulary.users[COUNT][users.start:users.stop].to_numpy()
+        counts = vocabulary.users[COUNT][users.start : users.stop].to_numpy()
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         if not np.array_equal(np.bincount(columns[USER] - users.start, minlength=len(users)), counts):
             raise ValueError(LOG_CHANGED)
         timestamps = columns.get(TIME)
         validation_begin, test_begin = split_points(offsets, timestamps, split)
         shard = HistoryShard(
-            user_ids=vocabulary.users[USER][users.start:users.stop].alias("user_id"),
+            user_ids=vocabulary.users[USER][users.start : users.stop].alias("user_id"),
             first_user=users.start,
             offsets=offsets,
             items=columns[ITEM],
@@ -120,7 +125,10 @@ def _write_shards(
 def _write_items(directory: Path, vocabulary: Vocabulary, totals: _Totals) -> None:
     texts = [column for column in vocabulary.items.columns if column != "item_id"]
     items = vocabulary.items.select(
-        pl.int_range(pl.len(), dtype=pl.Int64).alias("item_index"), "item_id", pl.Series("num_train_events", totals.train_counts), *texts,
+        pl.int_range(pl.len(), dtype=pl.Int64).alias("item_index"),
+        "item_id",
+        pl.Series("num_train_events", totals.train_counts),
+        *texts,
     )
     items.write_parquet(directory / ITEMS_NAME, row_group_size=1 << 16)
     add_items(totals.content, items)

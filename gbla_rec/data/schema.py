@@ -113,12 +113,14 @@ def read_manifest(directory: Path) -> DatasetManifest:
         cure = "update the library" if isinstance(version, int) and version > SCHEMA_VERSION else "prepare the dataset again"
         raise ValueError(f"{path} has schema_version {version!r}, this library reads {SCHEMA_VERSION}: {cure}")
     try:
-        return DatasetManifest(**{
-            **raw,
-            "split": SplitInfo(**raw["split"]),
-            "context": tuple(ContextInfo(**info) for info in raw["context"]),
-            "text_columns": tuple(raw["text_columns"]),
-            "shards": tuple(ShardInfo(**info) for info in raw["shards"]),
-        })
+        return DatasetManifest(
+            **{
+                **raw,
+                "split": SplitInfo(**raw["split"]),
+                "context": tuple(ContextInfo(**info) for info in raw["context"]),
+                "text_columns": tuple(raw["text_columns"]),
+                "shards": tuple(ShardInfo(**info) for info in raw["shards"]),
+            }
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); prepare the dataset again") from error

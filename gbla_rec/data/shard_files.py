@@ -48,8 +48,13 @@ class HistoryShard:
     def add_to(self, content: ContentHash) -> None:
         """Append the histories to a hash."""
         content.add_series("user_id", self.user_ids)
-        columns = {"num_events": np.diff(self.offsets), "items": self.items, "validation_begin": self.validation_begin,
-                   "test_begin": self.test_begin, **{f"codes/{name}": codes for name, codes in self.context.items()}}
+        columns = {
+            "num_events": np.diff(self.offsets),
+            "items": self.items,
+            "validation_begin": self.validation_begin,
+            "test_begin": self.test_begin,
+            **{f"codes/{name}": codes for name, codes in self.context.items()},
+        }
         if self.timestamps is not None:
             columns["timestamps"] = self.timestamps
         for name, values in columns.items():

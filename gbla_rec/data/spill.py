@@ -68,7 +68,7 @@ class Spill:
         ends = np.cumsum(counts)
         for shard in np.flatnonzero(counts):
             with self._path(int(shard)).open("ab") as file:
-                file.write(records[ends[shard] - counts[shard]:ends[shard]].tobytes())
+                file.write(records[ends[shard] - counts[shard] : ends[shard]].tobytes())
 
     def _read(self, shard: int) -> Records:
         return np.fromfile(self._path(shard), self._dtype)

@@ -138,8 +138,10 @@ class TrainingStream:
             room -= planned.budget(first, stop)
             num_empty_shards = 0 if len(planned.samples) else num_empty_shards + 1
             if num_empty_shards > self._dataset.num_shards:
-                raise ValueError(f"{self._dataset.path} has no training sample: every history has fewer than "
-                                 f"min_history_length + 1 = {self._config.min_history_length + 1} training events (or all at one time)")
+                raise ValueError(
+                    f"{self._dataset.path} has no training sample: every history has fewer than "
+                    f"min_history_length + 1 = {self._config.min_history_length + 1} training events (or all at one time)"
+                )
             del source
             planned, first = self._next(planned), 0
 
@@ -148,8 +150,9 @@ class TrainingStream:
             raise ValueError(f"{position} does not exist: {self._dataset.path} has {self._dataset.num_shards} shards")
         planned = self._plan(position.epoch, position.shard)
         if position.sample > len(planned.samples):
-            raise ValueError(f"{position} does not exist: its shard has {len(planned.samples)} samples; "
-                             "it belongs to another dataset or config")
+            raise ValueError(
+                f"{position} does not exist: its shard has {len(planned.samples)} samples; it belongs to another dataset or config"
+            )
         return planned
 
     def _next(self, planned: _PlannedShard) -> _PlannedShard:
@@ -178,7 +181,7 @@ class TrainingStream:
         ranks = split_by_cost(lengths, self._world_size, linear=self._config.linear_cost, quadratic=self._config.quadratic_cost)
         parts, first = [], 0
         for piece in pieces:
-            mine = ranks[first:first + len(piece.samples)] == self._rank
+            mine = ranks[first : first + len(piece.samples)] == self._rank
             parts.append(gather(piece.source, piece.samples.take(mine), (self._seed, piece.epoch, TOKEN_KEY)))
             first += len(piece.samples)
         return dataclasses.replace(

@@ -83,5 +83,9 @@ def _warn_of_absent_items(absent: pl.DataFrame, num_items: int, num_events: int)
     if len(absent):
         logger.warning(
             "%d of %d items of the log (%d of %d events) are absent from the item table and have no text, e.g. %r",
-            len(absent), num_items, int(absent[COUNT].sum()), num_events, absent[ITEM].min(),
+            len(absent),
+            num_items,
+            int(absent[COUNT].sum()),
+            num_events,
+            absent[ITEM].min(),
         )

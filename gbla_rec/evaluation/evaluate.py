@@ -19,8 +19,8 @@ from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.config import EvaluationConfig
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.evaluation_batches import evaluation_batches
+from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.stream import iterate_train_items
 from gbla_rec.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
 from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
@@ -87,7 +87,9 @@ def rank_with_baseline(
 def _in_user_order(found: list[tuple[HistoryBatch, Int64Array]], num_results: int) -> RankedUsers:
     user_rows = np.concatenate([np.zeros(0, np.int64), *(histories.user_rows for histories, _ in found)])
     ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(items for _, items in found)])
-    targets = [row for histories, _ in found for row in np.split(histories.targets, histories.target_offsets[1:-1]) if len(histories.user_rows)]
+    targets = [
+        row for histories, _ in found if len(histories.user_rows) for row in np.split(histories.targets, histories.target_offsets[1:-1])
+    ]
     order = np.argsort(user_rows, kind="stable")
     ordered_targets = [targets[i] for i in order]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered_targets])]).astype(np.int64)
@@ -154,7 +156,7 @@ def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
 
 def _rank_baselines(dataset: PreparedDataset, config: EvaluationConfig, seed: int) -> dict[str, RankedUsers]:
     num_results, num_items = max(config.cutoffs), dataset.manifest.num_items
-    baselines = {
+    baselines: dict[str, MostPopular | ItemKNN] = {
         "most-popular": MostPopular(iterate_train_items(dataset), num_items),
         "item-kNN": ItemKNN(iterate_train_items(dataset), num_items),
     }

@@ -1,4 +1,4 @@
-"""The results of an evaluation as a table for the terminal and for Markdown: one method a row, one metric a column."""
+"""The results of an evaluation as a table for the terminal (one method a column) and for Markdown (one method a row)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,17 +16,16 @@ def results_table(results: Mapping[str, Any]) -> Table:
     Raises:
         ValueError: if there is no method, or two methods have different metrics.
     """
-    metrics = _metrics(results)
     table = Table(title=_caption(results), caption="mean (95 % bootstrap interval over users)")
-    table.add_column("method")
+    methods = results["methods"]
+    metrics = _metrics(results)
+    # metrics are the rows: three methods fit a terminal of 80 columns
+    table.add_column("metric")
+    for method in methods:
+        table.add_column(method, justify="right")
     for metric in metrics:
-        table.add_column(metric, justify="right")
-    for method, values in results["methods"].items():
-        cells = (_cell(values[metric]) for metric in metrics)
-        table.add_row(
-            method,
-            *(f"[bold]{cell}[/bold]" if _is_best(results, method, metric) else cell for metric, cell in zip(metrics, cells, strict=True)),
-        )
+        cells = {method: _cell(values[metric]) for method, values in methods.items()}
+        table.add_row(metric, *(f"[bold]{cell}[/bold]" if _is_best(results, method, metric) else cell for method, cell in cells.items()))
     return table
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from gbla_kernels import JaggedLayout
 from torch import Tensor, nn
 
+from gbla_kernels import JaggedLayout
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
 from gbla_rec.models.keyed_dropout import keyed_dropout

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from gbla_kernels import JaggedLayout
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
@@ -14,6 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig as TableConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from gbla_kernels import JaggedLayout
 from gbla_rec.config import EmbeddingConfig
 from gbla_rec.data.batch import context_feature, feature_names, hash_feature
 from gbla_rec.models.encoder import HybridEncoder

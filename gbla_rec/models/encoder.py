@@ -3,9 +3,9 @@
 # B rows, L tokens, T tokens of a row, D model width (docs/shapes.md)
 
 import torch
-from gbla_kernels import Backend, JaggedLayout
 from torch import Tensor, nn
 
+from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, SwiGLU

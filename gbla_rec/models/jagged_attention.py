@@ -4,9 +4,10 @@
 
 import torch
 import torch.nn.functional as F
-from gbla_kernels import JaggedLayout
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
+
+from gbla_kernels import JaggedLayout
 
 
 def jagged_attention(
@@ -18,8 +19,10 @@ def jagged_attention(
 
     Args:
         query: ``(L_query, H, K)``.
-        key: ``(L_key, H, K)``; value has the same shape.
-        query_layout: rows of the queries; ``key_layout`` has the same number of rows, which may have other lengths.
+        key: ``(L_key, H, K)``.
+        value: ``(L_key, H, K)``.
+        query_layout: rows of the queries.
+        key_layout: rows of keys and values: as many as queries have, of any lengths.
         is_causal: needs equal layouts.
 
     Returns:
@@ -41,7 +44,8 @@ def jagged_attention(
         if k.shape[0] == 0:
             outputs.append(torch.zeros_like(q))
             continue
-        attended = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=is_causal)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         outputs.append(attended[0].transpose(0, 1))
     # empty operands stay in the graph, so their gradients are zero and not None
     return torch.cat(outputs) if outputs else query + key.sum() + value.sum()

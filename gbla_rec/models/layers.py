@@ -4,9 +4,9 @@
 
 import torch
 import torch.nn.functional as F
-from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention
 from torch import Tensor, nn
 
+from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from gbla_kernels import Backend, JaggedLayout
 from torch import Tensor, nn
 
+from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import ModelConfig
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder

@@ -210,8 +210,8 @@ def _ranking_keys(scores: Tensor, is_alive: Tensor) -> Tensor:
 
     ``torch.topk`` promises nothing about ties; with distinct keys there are none, at less cost than a stable sort.
     """
-    # + 0.0: -0.0 and 0.0 are one score; the exponent and mantissa of a negative number are flipped to order as integers
-    bits = (scores + 0.0).view(torch.int32)
+    # exponent and mantissa of a negative number are flipped to order as integers; -0.0 never comes: sums began at 0.0
+    bits = scores.view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     low = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
     return ((bits.to(torch.int64) << 32) | low).masked_fill_(~is_alive, torch.iinfo(torch.int64).min)

@@ -3,9 +3,9 @@
 # U users (rows of a batch), M beams (docs/shapes.md)
 
 import torch
-from gbla_kernels import JaggedLayout
 from torch import Tensor
 
+from gbla_kernels import JaggedLayout
 from gbla_rec.models.decoder import DecoderMemory
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.retrieval.beam_search import BeamResult, constrained_beam_search

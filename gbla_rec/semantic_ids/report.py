@@ -96,12 +96,14 @@ def _largest_prefixes(table: SemanticIdTable, codes: NDArray[np.int64], titles: 
     for number in largest[sizes[largest] > 1]:
         items = np.flatnonzero(group == number)
         examples = items[:NUM_EXAMPLES]
-        found.append({
-            "prefix": codes[items[0], :-1].tolist(),
-            "num_items": len(items),
-            "item_ids": [table.item_ids[int(item)] if table.item_ids is not None else int(item) for item in examples],
-            "titles": [str(titles[int(item)])[:MAX_TEXT] for item in examples] if titles is not None else None,
-        })
+        found.append(
+            {
+                "prefix": codes[items[0], :-1].tolist(),
+                "num_items": len(items),
+                "item_ids": [table.item_ids[int(item)] if table.item_ids is not None else int(item) for item in examples],
+                "titles": [str(titles[int(item)])[:MAX_TEXT] for item in examples] if titles is not None else None,
+            }
+        )
     return found
 
 

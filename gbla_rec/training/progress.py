@@ -49,10 +49,19 @@ class RunLog:
             self._board.close()
             self._lines.close()
 
-    def training(self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, gradient_norm: float, tokens: int) -> None:
+    def training(
+        self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, gradient_norm: float, tokens: int
+    ) -> None:
         """Report training up to ``step`` (steps done): mean loss in nats per target since the last report."""
-        self._write(step, "train", loss=loss, tokens_per_second=tokens_per_second, learning_rate=learning_rate,
-                    gradient_norm=gradient_norm, tokens=tokens)  # fmt: skip
+        self._write(
+            step,
+            "train",
+            loss=loss,
+            tokens_per_second=tokens_per_second,
+            learning_rate=learning_rate,
+            gradient_norm=gradient_norm,
+            tokens=tokens,
+        )
         if self.enabled:
             status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
             self._bar.update(self._task, completed=step, status=status)

@@ -74,7 +74,8 @@ class Trainer:
         batches = self._batches()
         window = _Window(torch.zeros((), device=self.parts.device))
         while self.step < training.num_steps:
-            stop = min(_next_multiple(self.step, training.validate_every), _next_multiple(self.step, training.save_every), training.num_steps)
+            stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
+            stop = min(*stops, training.num_steps)
             window = self._train_until(stop, batches, window, log)
             is_validation = stop % training.validate_every == 0 or stop == training.num_steps
             self._save(self._validate(training, log) if is_validation else None)
@@ -86,7 +87,7 @@ class Trainer:
         stretch = _remember(itertools.islice(batches, stop - self.step), in_flight)
         # the pipeline asks for zero_grad and step only
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        pipeline = TrainPipelineSparseDist(self.model, optimizer, self.parts.device)
+        pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(self.model, optimizer, self.parts.device)
         self.model.train()
         while self.step < stop:
             with self.parts.autocast():
@@ -118,7 +119,9 @@ class Trainer:
         dist.all_reduce(window.nll)
         loss = float(window.nll) / max(window.targets, 1)
         if not loss < float("inf"):
-            raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower OptimizerConfig.learning_rate, or resume an older checkpoint")
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.step}; lower --optimizer.learning-rate, or resume an older checkpoint"
+            )
         log.training(
             self.step,
             loss=loss,
@@ -197,7 +200,9 @@ def _open_run(config: RunConfig, resume: bool) -> Path:
             pass
         else:
             if read_config(run_dir) != config:
-                raise ValueError(f"cannot resume {run_dir}: its config.json differs from this config; give the same options, or leave --resume out")
+                raise ValueError(
+                    f"cannot resume {run_dir}: its config.json differs from this config; give the same options, or leave --resume out"
+                )
             return run_dir
     run_dir = workspace.new_run_dir(config.name)
     create_run(run_dir, config, PreparedDataset.open(workspace.dataset_dir(config.dataset)).manifest.content_hash)

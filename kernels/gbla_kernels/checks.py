@@ -30,7 +30,7 @@ def require_same_device(**tensors: Tensor | None) -> None:
     """Raise ValueError unless all given tensors are on one device."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
-        raise ValueError(f"all tensors must be on one device, got {({name: str(device) for name, device in devices.items()})}")
+        raise ValueError(f"all tensors must be on one device, got { ({name: str(device) for name, device in devices.items()}) }")
 
 
 def require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

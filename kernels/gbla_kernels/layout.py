@@ -48,7 +48,8 @@ class JaggedLayout:
         if lengths.numel() == 0:
             lengths = lengths.to(torch.int64)
         if lengths.dim() != 1 or lengths.is_floating_point() or lengths.device.type != "cpu":
-            raise ValueError(f"lengths must be one-dimensional integers on the CPU, got {lengths.dtype} {tuple(lengths.shape)} on {lengths.device}")
+            found = f"{lengths.dtype} {tuple(lengths.shape)} on {lengths.device}"
+            raise ValueError(f"lengths must be one-dimensional integers on the CPU, got {found}")
         lengths = lengths.to(torch.int64)
         if lengths.numel() and int(lengths.min()) < 0:
             raise ValueError(f"lengths must not be negative, got {int(lengths.min())} in row {int(lengths.argmin())}")

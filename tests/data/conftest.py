@@ -47,12 +47,14 @@ def serial_log() -> Callable[..., pl.DataFrame]:
         rng = np.random.default_rng(seed)
         users = np.repeat(np.arange(len(lengths)), lengths)
         times = [np.sort(rng.integers(0, max(1, int(length / events_per_second)), length)) for length in lengths]
-        return pl.DataFrame({
-            "user_id": users,
-            "item_id": np.arange(len(users)),
-            "timestamp": np.concatenate([*times, np.zeros(0, np.int64)]),
-            "action": rng.integers(0, 3, len(users)),
-        })
+        return pl.DataFrame(
+            {
+                "user_id": users,
+                "item_id": np.arange(len(users)),
+                "timestamp": np.concatenate([*times, np.zeros(0, np.int64)]),
+                "action": rng.integers(0, 3, len(users)),
+            }
+        )
 
     return make
 

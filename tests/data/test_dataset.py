@@ -49,12 +49,15 @@ def test_a_directory_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
         PreparedDataset.open(tmp_path)
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    ({"schema_version": SCHEMA_VERSION + 1}, "update the library"),
-    ({"schema_version": 0}, "prepare the dataset again"),
-    ({"schema_version": None}, "prepare the dataset again"),
-    ({"surprise": 1}, "damaged"),
-])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"schema_version": SCHEMA_VERSION + 1}, "update the library"),
+        ({"schema_version": 0}, "prepare the dataset again"),
+        ({"schema_version": None}, "prepare the dataset again"),
+        ({"surprise": 1}, "damaged"),
+    ],
+)
 def test_other_versions_and_damaged_manifests_are_refused(dataset: PreparedDataset, change: dict[str, Any], match: str) -> None:
     path = dataset.path / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -83,16 +86,19 @@ def test_a_truncated_shard_is_named(dataset: PreparedDataset) -> None:
         dataset.read_shard(1)
 
 
-@pytest.mark.parametrize(("file", "column", "value"), [
-    ("items.parquet", "item_id", pl.lit(5, pl.Int64)),
-    ("items.parquet", "num_train_events", pl.lit(5, pl.Int64)),
-    ("context/action.parquet", "value", pl.lit("z")),
-    ("histories/part-00000.parquet", "user_id", pl.lit("z")),
-    ("histories/part-00000.parquet", "items", pl.col("items").list.reverse()),
-    ("histories/part-00000.parquet", "timestamps", pl.col("timestamps").list.reverse()),
-    ("histories/part-00000.parquet", "action", pl.col("action").list.eval(pl.element() + 1)),
-    ("histories/part-00000.parquet", "test_begin", pl.col("test_begin") - 1),
-])
+@pytest.mark.parametrize(
+    ("file", "column", "value"),
+    [
+        ("items.parquet", "item_id", pl.lit(5, pl.Int64)),
+        ("items.parquet", "num_train_events", pl.lit(5, pl.Int64)),
+        ("context/action.parquet", "value", pl.lit("z")),
+        ("histories/part-00000.parquet", "user_id", pl.lit("z")),
+        ("histories/part-00000.parquet", "items", pl.col("items").list.reverse()),
+        ("histories/part-00000.parquet", "timestamps", pl.col("timestamps").list.reverse()),
+        ("histories/part-00000.parquet", "action", pl.col("action").list.eval(pl.element() + 1)),
+        ("histories/part-00000.parquet", "test_begin", pl.col("test_begin") - 1),
+    ],
+)
 def test_verify_sees_a_changed_value(dataset: PreparedDataset, file: str, column: str, value: pl.Expr) -> None:
     dataset.verify()
     changed = pl.read_parquet(dataset.path / file).with_columns(value.alias(column))

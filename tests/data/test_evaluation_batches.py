@@ -47,8 +47,11 @@ def test_each_user_is_evaluated_once(
     dataset: PreparedDataset, split: EvaluationSplit, tokens: int, max_length: int, world_size: int
 ) -> None:
     ranks = [
-        list(evaluation_batches(dataset, split, tokens_per_batch=tokens, max_history_length=max_length, rank=rank, world_size=world_size,
-                                context=["action"]))
+        list(
+            evaluation_batches(
+                dataset, split, tokens_per_batch=tokens, max_history_length=max_length, rank=rank, world_size=world_size, context=["action"]
+            )
+        )
         for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -59,10 +62,14 @@ def test_each_user_is_evaluated_once(
         for batch in step:
             assert len(batch.user_rows) <= 1 or len(batch.items) <= tokens
             for row, user in enumerate(batch.user_rows.tolist()):
-                parts = [(batch.items, batch.offsets), (batch.targets, batch.target_offsets), (batch.seen_items, batch.seen_offsets),
-                         (batch.context["action"], batch.offsets)]
+                parts = [
+                    (batch.items, batch.offsets),
+                    (batch.targets, batch.target_offsets),
+                    (batch.seen_items, batch.seen_offsets),
+                    (batch.context["action"], batch.offsets),
+                ]
                 assert user not in found
-                found[user] = tuple(values[offsets[row]:offsets[row + 1]].tolist() for values, offsets in parts)
+                found[user] = tuple(values[offsets[row] : offsets[row + 1]].tolist() for values, offsets in parts)
             assert len(batch.offsets) == len(batch.target_offsets) == len(batch.seen_offsets) == len(batch.user_rows) + 1
             assert (batch.position, batch.next_position) == (None, None)
             assert not batch.token_keys.any()
@@ -74,8 +81,12 @@ def test_each_user_is_evaluated_once(
 @given(split=SPLITS, num_users=st.integers(1, 20), seed=st.integers(0, 9))
 def test_a_sample_of_users_is_fixed_by_the_seed(dataset: PreparedDataset, split: EvaluationSplit, num_users: int, seed: int) -> None:
     def users(world_size: int) -> list[int]:
-        ranks = [evaluation_batches(dataset, split, tokens_per_batch=20, max_history_length=9, rank=rank, world_size=world_size,
-                                    num_users=num_users, seed=seed) for rank in range(world_size)]
+        ranks = [
+            evaluation_batches(
+                dataset, split, tokens_per_batch=20, max_history_length=9, rank=rank, world_size=world_size, num_users=num_users, seed=seed
+            )
+            for rank in range(world_size)
+        ]
         return sorted(int(user) for batch in itertools.chain(*ranks) for user in batch.user_rows)
 
     everyone = expected_rows(dataset, split, 9)
@@ -90,6 +101,14 @@ def test_samples_of_different_seeds_differ_and_every_user_is_drawn(dataset: Prep
         return int(batch.user_rows[0])
 
     assert {drawn(seed) for seed in range(200)} == set(expected_rows(dataset, "test", 9))
+
+
+def test_users_without_memory_are_left_out(prepare_frame: PrepareFrame) -> None:
+    frame = pl.DataFrame({"user_id": [1, 1, 1, 2, 2, 3], "item_id": range(6), "timestamp": [0, 10, 20, 10, 20, 20]})
+    data = prepare_frame(frame, split=SplitConfig(kind="temporal", validation_time=10, test_time=20))
+    for split, expected in (("validation", [0]), ("test", [0, 1])):
+        (batch,) = evaluation_batches(data, split, tokens_per_batch=99, max_history_length=99)  # type: ignore[arg-type]
+        assert batch.user_rows.tolist() == expected
 
 
 def test_a_split_without_users_is_refused(prepare_frame: PrepareFrame) -> None:

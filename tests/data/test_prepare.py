@@ -169,10 +169,13 @@ def test_ordered_ties_trust_the_file(prepare_frame: PrepareFrame) -> None:
     assert (together.history(1).validation_begin, together.history(1).test_begin) == (1, 1)
 
 
-@pytest.mark.parametrize("values", [
-    ["2020-01-01", "2020-01-01T00:00:00.5", "2020-01-01 00:00:01Z", "2020-01-01T02:00:02+02:00", "2020-01-01 00:01"],
-    [0, 500_000, 1_000_000, 2_000_000, 60_000_000],
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["2020-01-01", "2020-01-01T00:00:00.5", "2020-01-01 00:00:01Z", "2020-01-01T02:00:02+02:00", "2020-01-01 00:01"],
+        [0, 500_000, 1_000_000, 2_000_000, 60_000_000],
+    ],
+)
 @pytest.mark.parametrize("csv", [True, False])
 def test_iso_times_are_microseconds_utc(prepare_frame: PrepareFrame, values: list[Any], csv: bool) -> None:
     start = 0 if isinstance(values[0], int) else 1_577_836_800_000_000

@@ -28,57 +28,73 @@ def refuse(directory: Path, error: type[Exception], *words: str, name: str = "lo
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
-@pytest.mark.parametrize(("frame", "words"), [
-    pytest.param(GOOD.drop("item_id"), ["item column 'item_id' is missing", "user_id"], id="missing column"),
-    pytest.param(with_values(user_id=[1, None, None]), ["'user_id', row 1", "missing", "2 such"], id="null user"),
-    pytest.param(with_values(item_id=["x", "y", None]), ["'item_id', row 2", "missing"], id="null item"),
-    pytest.param(with_values(timestamp=[None, 1, 2]), ["'timestamp', row 0", "missing"], id="null time"),
-    pytest.param(with_values(timestamp=["2020-01-01", "2020-13-01", "2020-01-02"]), ["'timestamp', row 1", "2020-13-01"], id="bad date"),
-    pytest.param(with_values(timestamp=["1", "2", "2020-01-01"]), ["'timestamp', row 2", "2020-01-01"], id="mixed times"),
-    pytest.param(with_values(timestamp=[1.0, 2.5, 3.0]), ["'timestamp'", "ISO-8601"], id="fractional times"),
-    pytest.param(GOOD.clear(), ["no events"], id="no rows"),
-])
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        pytest.param(GOOD.drop("item_id"), ["item column 'item_id' is missing", "user_id"], id="missing column"),
+        pytest.param(with_values(user_id=[1, None, None]), ["'user_id', row 1", "missing", "2 such"], id="null user"),
+        pytest.param(with_values(item_id=["x", "y", None]), ["'item_id', row 2", "missing"], id="null item"),
+        pytest.param(with_values(timestamp=[None, 1, 2]), ["'timestamp', row 0", "missing"], id="null time"),
+        pytest.param(
+            with_values(timestamp=["2020-01-01", "2020-13-01", "2020-01-02"]), ["'timestamp', row 1", "2020-13-01"], id="bad date"
+        ),
+        pytest.param(with_values(timestamp=["1", "2", "2020-01-01"]), ["'timestamp', row 2", "2020-01-01"], id="mixed times"),
+        pytest.param(with_values(timestamp=[1.0, 2.5, 3.0]), ["'timestamp'", "ISO-8601"], id="fractional times"),
+        pytest.param(GOOD.clear(), ["no events"], id="no rows"),
+    ],
+)
 def test_bad_logs_are_refused(tmp_path: Path, form: str, frame: pl.DataFrame, words: list[str]) -> None:
     name = f"log.{form}"
     frame.write_csv(tmp_path / name) if form == "csv" else frame.write_parquet(tmp_path / name)
     refuse(tmp_path, ValueError, name, *words, name=name)
 
 
-@pytest.mark.parametrize(("frame", "words"), [
-    pytest.param(with_values(item_id=[1.0, 2.0, 3.0]), ["'item_id' is Float64", "integers or strings"], id="float ids"),
-    pytest.param(with_values(item_id=pl.Series([1, 2**63, 3], dtype=pl.UInt64)), ["'item_id', row 1", "does not fit"], id="uint64 ids"),
-    pytest.param(with_values(action=pl.Series([1, 2, 2**63], dtype=pl.UInt64)), ["'action', row 2", "does not fit"], id="uint64 context"),
-    pytest.param(with_values(action=[[1], [2], [3]]), ["'action' is List", "single values"], id="list context"),
-    pytest.param(GOOD.drop("action"), ["context column 'action' is missing"], id="unknown context column"),
-])
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        pytest.param(with_values(item_id=[1.0, 2.0, 3.0]), ["'item_id' is Float64", "integers or strings"], id="float ids"),
+        pytest.param(with_values(item_id=pl.Series([1, 2**63, 3], dtype=pl.UInt64)), ["'item_id', row 1", "does not fit"], id="uint64 ids"),
+        pytest.param(
+            with_values(action=pl.Series([1, 2, 2**63], dtype=pl.UInt64)), ["'action', row 2", "does not fit"], id="uint64 context"
+        ),
+        pytest.param(with_values(action=[[1], [2], [3]]), ["'action' is List", "single values"], id="list context"),
+        pytest.param(GOOD.drop("action"), ["context column 'action' is missing"], id="unknown context column"),
+    ],
+)
 def test_bad_parquet_columns_are_refused(tmp_path: Path, frame: pl.DataFrame, words: list[str]) -> None:
     frame.write_parquet(tmp_path / "log.parquet")
     refuse(tmp_path, ValueError, "log.parquet", *words, context_columns=("action",))
 
 
-@pytest.mark.parametrize(("frame", "words"), [
-    pytest.param(pl.concat([GROUPED, GROUPED]), ["user 'a' has more than one sequence", "row 0", "row 2"], id="user twice"),
-    pytest.param(GROUPED.with_columns(timestamp=pl.Series([[1], [5]])), ["'timestamp', row 0", "as long as 'items'"], id="short times"),
-    pytest.param(GROUPED.with_columns(action=pl.Series([["x", "y"], None])), ["'action', row 1", "null"], id="null context list"),
-    pytest.param(GROUPED.with_columns(items=pl.Series([None, [5]])), ["'items', row 0", "null"], id="null sequence"),
-    pytest.param(GROUPED.with_columns(items=pl.Series([[1, None], [5]])), ["'items', row 0", "missing"], id="null inside a sequence"),
-    pytest.param(GROUPED.with_columns(items=pl.Series([1, 2])), ["'items' is Int64", "must be a list"], id="no sequence"),
-    pytest.param(GROUPED.drop("items"), ["sequence column 'items' is missing"], id="missing sequence"),
-])
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        pytest.param(pl.concat([GROUPED, GROUPED]), ["user 'a' has more than one sequence", "row 0", "row 2"], id="user twice"),
+        pytest.param(GROUPED.with_columns(timestamp=pl.Series([[1], [5]])), ["'timestamp', row 0", "as long as 'items'"], id="short times"),
+        pytest.param(GROUPED.with_columns(action=pl.Series([["x", "y"], None])), ["'action', row 1", "null"], id="null context list"),
+        pytest.param(GROUPED.with_columns(items=pl.Series([None, [5]])), ["'items', row 0", "null"], id="null sequence"),
+        pytest.param(GROUPED.with_columns(items=pl.Series([[1, None], [5]])), ["'items', row 0", "missing"], id="null inside a sequence"),
+        pytest.param(GROUPED.with_columns(items=pl.Series([1, 2])), ["'items' is Int64", "must be a list"], id="no sequence"),
+        pytest.param(GROUPED.drop("items"), ["sequence column 'items' is missing"], id="missing sequence"),
+    ],
+)
 def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: list[str]) -> None:
     frame.write_parquet(tmp_path / "log.parquet")
     refuse(tmp_path, ValueError, *words, sequence_column="items", context_columns=("action",))
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("log.parquet", b"", ["empty"]),
-    ("log.csv", b"", ["empty"]),
-    ("log.parquet", b"PAR1 not a file", ["not a whole Parquet file"]),
-    ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n", ["row 1", "4 fields", "3"]),
-    ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["'timestamp', row 1"]),
-    ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
-    ("log.json", b"{}", [".parquet"]),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("log.parquet", b"", ["empty"]),
+        ("log.csv", b"", ["empty"]),
+        ("log.parquet", b"PAR1 not a file", ["not a whole Parquet file"]),
+        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n", ["row 1", "4 fields", "3"]),
+        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["'timestamp', row 1"]),
+        ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
+        ("log.json", b"{}", [".parquet"]),
+    ],
+)
 def test_unreadable_files_are_refused(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
     refuse(tmp_path, ValueError, name, *words, name=name)
@@ -102,25 +118,31 @@ def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path, ValueError, "0.parquet", "1.parquet", "'timestamp'", name="log")
 
 
-@pytest.mark.parametrize(("items", "words"), [
-    (pl.DataFrame({"item_id": [5, 6, 5], "title": ["a", "b", "c"]}), ["item_id 5 occurs more than once", "row 0", "row 2"]),
-    (pl.DataFrame({"item_id": [5, None], "title": ["a", "b"]}), ["items.parquet", "'item_id', row 1"]),
-    (pl.DataFrame({"item_id": [5.0], "title": ["a"]}), ["items.parquet", "'item_id' is Float64"]),
-    (pl.DataFrame({"id": [5], "title": ["a"]}), ["items.parquet", "item column 'item_id' is missing"]),
-    (pl.DataFrame({"item_id": [5]}), ["items.parquet", "text column 'title' is missing"]),
-])
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (pl.DataFrame({"item_id": [5, 6, 5], "title": ["a", "b", "c"]}), ["item_id 5 occurs more than once", "row 0", "row 2"]),
+        (pl.DataFrame({"item_id": [5, None], "title": ["a", "b"]}), ["items.parquet", "'item_id', row 1"]),
+        (pl.DataFrame({"item_id": [5.0], "title": ["a"]}), ["items.parquet", "'item_id' is Float64"]),
+        (pl.DataFrame({"id": [5], "title": ["a"]}), ["items.parquet", "item column 'item_id' is missing"]),
+        (pl.DataFrame({"item_id": [5]}), ["items.parquet", "text column 'title' is missing"]),
+    ],
+)
 def test_bad_item_tables_are_refused(tmp_path: Path, items: pl.DataFrame, words: list[str]) -> None:
     GOOD.write_parquet(tmp_path / "log.parquet")
     items.write_parquet(tmp_path / "items.parquet")
     refuse(tmp_path, ValueError, *words, items=tmp_path / "items.parquet", text_columns=("title",))
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"context_columns": ("action", "action")}, ["twice"]),
-    ({"context_columns": ("items",)}, ["'items' cannot be stored"]),
-    ({"text_columns": ("title",)}, ["PrepareConfig.items"]),
-    ({"split": SplitConfig(kind="temporal", temporal_fraction=0.001)}, ["share that timestamp"]),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"context_columns": ("action", "action")}, ["twice"]),
+        ({"context_columns": ("items",)}, ["'items' cannot be stored"]),
+        ({"text_columns": ("title",)}, ["PrepareConfig.items"]),
+        ({"split": SplitConfig(kind="temporal", temporal_fraction=0.001)}, ["share that timestamp"]),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, settings: dict[str, Any], words: list[str]) -> None:
     GOOD.write_parquet(tmp_path / "log.parquet")
     refuse(tmp_path, ValueError, *words, **settings)

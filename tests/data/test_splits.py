@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ def leave_last(num_targets: int, ties: str) -> SplitInfo:
 
 
 @given(histories=HISTORIES, num_targets=st.integers(1, 3))
+@example(histories=[[1, 1, 1], [1, 1, 2], [1, 2, 2, 2], [0, 1, 2]], num_targets=1)
 def test_leave_last_follows_its_rule(histories: list[list[int]], num_targets: int) -> None:
     validation_begin, test_begin = split_points(*flatten(histories), leave_last(num_targets, "together"))
     for times, validation, test in zip(histories, validation_begin, test_begin, strict=True):

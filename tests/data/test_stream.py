@@ -65,8 +65,13 @@ def rows(batch: HistoryBatch) -> Iterator[tuple[Any, ...]]:
         events = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
         targets = slice(int(batch.target_offsets[row]), int(batch.target_offsets[row + 1]))
         contexts = [tuple(codes[events].tolist()) for codes in batch.context.values()]
-        yield int(user), tuple(batch.items[events].tolist()), tuple(batch.targets[targets].tolist()), *contexts, \
-            tuple(batch.token_keys[events].tolist())
+        yield (
+            int(user),
+            tuple(batch.items[events].tolist()),
+            tuple(batch.targets[targets].tolist()),
+            *contexts,
+            tuple(batch.token_keys[events].tolist()),
+        )
 
 
 def epoch_rows(stream: TrainingStream, epoch: int) -> list[tuple[Any, ...]]:
@@ -116,7 +121,7 @@ def test_resuming_at_any_position_goes_on_exactly(dataset: PreparedDataset, conf
     for place, batch in enumerate(batches[:-1]):
         assert batch.next_position is not None
         assert batches[place + 1].position == batch.next_position
-        for resumed, expected in zip(take(stream, 2, batch.next_position), batches[place + 1:], strict=False):
+        for resumed, expected in zip(take(stream, 2, batch.next_position), batches[place + 1 :], strict=False):
             assert_equal(resumed, expected)
 
 
@@ -127,6 +132,14 @@ def test_a_batch_is_filled_greedily_within_the_budget(dataset: PreparedDataset, 
     for cost, following in itertools.pairwise(costs):
         assert len(cost) == 1 or cost.sum() <= config.tokens_per_batch
         assert cost.sum() + following[0] > config.tokens_per_batch
+
+
+@given(config=CONFIGS, seed=st.integers(0, 5))
+def test_the_budget_groups_the_samples_and_changes_none(dataset: PreparedDataset, config: StreamConfig, seed: int) -> None:
+    grouped = [row for batch in take(TrainingStream(dataset, config, seed=seed, context=["action"]), 4) for row in rows(batch)]
+    single = TrainingStream(dataset, dataclasses.replace(config, tokens_per_batch=1), seed=seed, context=["action"]).batches()
+    # an empty memory counts one token, so one sample a batch
+    assert [row for batch in itertools.islice(single, len(grouped)) for row in rows(batch)] == grouped
 
 
 @given(config=CONFIGS, seed=st.integers(0, 5), epoch=st.integers(0, 2))
@@ -176,7 +189,7 @@ def test_every_history_that_can_be_cut_is_cut_in_every_epoch(dataset: PreparedDa
     for shard in dataset.iterate_shards():
         for user, (first, n) in enumerate(zip(shard.offsets, shard.validation_begin, strict=False)):
             assert shard.timestamps is not None
-            times = shard.timestamps[first:first + n]
+            times = shard.timestamps[first : first + n]
             if n > 1 and times[0] < times[-1]:
                 expected.add(shard.first_user + user)
     stream = TrainingStream(dataset, config, seed=seed)
@@ -239,9 +252,14 @@ def test_a_dataset_without_a_sample_is_refused(prepare_frame: PrepareFrame, seri
         take(TrainingStream(short, StreamConfig(), seed=0), 1)
 
 
-@pytest.mark.parametrize(("position", "match"), [
-    (StreamPosition(0, 99, 0), "does not exist"), (StreamPosition(0, 0, 10_000), "samples"), (StreamPosition(-1, 0, 0), "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("position", "match"),
+    [
+        (StreamPosition(0, 99, 0), "does not exist"),
+        (StreamPosition(0, 0, 10_000), "samples"),
+        (StreamPosition(-1, 0, 0), "does not exist"),
+    ],
+)
 def test_an_impossible_position_is_refused(dataset: PreparedDataset, position: StreamPosition, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         take(TrainingStream(dataset, StreamConfig(), seed=0), 1, position)
@@ -275,7 +293,7 @@ def test_a_history_of_100000_events_streams(prepare_frame: PrepareFrame) -> None
     assert max(int(np.diff(batch.offsets).max()) for batch in batches) > 95_000
     history = data.history(7)
     lengths = np.diff(batches[0].offsets)
-    assert np.array_equal(batches[0].items[:lengths[0]], history.items[:lengths[0]])
+    assert np.array_equal(batches[0].items[: lengths[0]], history.items[: lengths[0]])
 
 
 @given(lengths=st.lists(st.integers(0, 2000), min_size=1, max_size=40), world_size=st.integers(1, 6))

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gbla_kernels import JaggedLayout
 from gbla_kernels.layout import CHUNK
 from gbla_kernels.testing.inputs import NASTY_LENGTHS
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @given(st.lists(st.one_of(st.sampled_from(NASTY_LENGTHS), st.integers(0, 200)), max_size=6))

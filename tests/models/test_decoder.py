@@ -1,9 +1,9 @@
 """The decoder: teacher forcing and step-by-step decoding agree, nothing leaks between levels, targets or rows."""
 
 import torch
+
 from gbla_kernels import JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
-
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.losses import semantic_id_nll

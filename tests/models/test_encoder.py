@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from gbla_kernels import JaggedLayout
-from gbla_kernels.testing.error_budget import relative_error
 from torch import Tensor
 
+from gbla_kernels import JaggedLayout
+from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.encoder import HybridEncoder, recency_buckets
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, rope_tables, rotate

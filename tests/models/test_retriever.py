@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gbla_kernels.testing.error_budget import relative_error
 
+from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, StreamConfig
 from gbla_rec.data.batch import Batch, Collator, feature_names
 from gbla_rec.data.dataset import PreparedDataset
@@ -85,8 +85,8 @@ def test_nothing_at_or_after_the_cut_leaks_into_the_memory(tiny_workspace: Any, 
     """Change every event from the cut on, on disk-order data: the memory stays bit-identical."""
     dataset = PreparedDataset.open(tiny_workspace / "datasets" / "tiny")
     shard = dataset.read_shard(0, ("kind",))
-    stream = TrainingStream(dataset, StreamConfig(tokens_per_batch=500, max_history_length=60, targets_per_cut=4), seed=0, context=("kind",))
-    batches = stream.batches()
+    config = StreamConfig(tokens_per_batch=500, max_history_length=60, targets_per_cut=4)
+    batches = TrainingStream(dataset, config, seed=0, context=("kind",)).batches()
     checked = 0
     for _ in range(5):
         batch = next(batches)

@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+USERS_PER_SHARD = 2
+
 
 @dataclass
 class FakeDataset:
@@ -34,10 +36,14 @@ class FakeDataset:
         return pl.DataFrame({"item_index": index, "item_id": list(self.item_ids), "num_train_events": 0 * index, **texts})
 
     def iterate_shards(self) -> Iterator[Any]:
-        for history in self.histories:
-            events = np.array([*history, *[0] * self.evaluation_events], dtype=np.int64)
-            is_training = np.arange(len(events)) < len(history)
-            yield SimpleNamespace(items=events, validation_begin=np.array([len(history)]), is_training=lambda mask=is_training: mask)
+        for first in range(0, len(self.histories), USERS_PER_SHARD):
+            shard = self.histories[first : first + USERS_PER_SHARD]
+            items = np.array([item for history in shard for item in (*history, *[0] * self.evaluation_events)], dtype=np.int64)
+            kept = np.array(
+                [place < len(history) for history in shard for place in range(len(history) + self.evaluation_events)], dtype=bool
+            )
+            lengths = np.array([len(history) for history in shard])
+            yield SimpleNamespace(items=items, validation_begin=lengths, is_training=lambda mask=kept: mask)
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,25 @@ def test_events_further_apart_than_the_window_do_not_co_occur(make_dataset: Make
     assert co_occurrences(dataset).toarray()[0, 1] == pytest.approx(1 / WINDOW)
 
 
+def test_behaviour_vectors_have_the_cosines_of_the_ppmi_rows(make_dataset: MakeDataset) -> None:
+    rng = np.random.default_rng(3)
+    histories = [rng.choice(8, 5, replace=False).tolist() for _ in range(12)]
+    known = make_dataset([10 * index for index in range(8)], histories=histories)
+    # the wide SVD loses nothing, so that cosines are those of the rows of the whole matrix
+    embedder = fit_embedder(known, SemanticIdConfig(embedding="behaviour", embedding_dim=8))
+    # id 5 (index 1 from now on) is new: it has a row, but is no context of the others
+    shifted = [[item + (item > 0) for item in history] for history in histories]
+    appended = make_dataset([0, 5, *range(10, 80, 10)], histories=[*shifted, [6, 1, 7], [0, 1, 2]])
+    smoothed = co_occurrences(known).toarray().sum(axis=0) ** 0.75
+    for dataset, contexts in ((known, list(range(8))), (appended, [0, *range(2, 9)])):
+        counts = co_occurrences(dataset).toarray()[:, contexts]
+        with np.errstate(divide="ignore"):
+            ppmi = np.maximum(np.log(counts / counts.sum(axis=1, keepdims=True) / (smoothed / smoothed.sum())), 0)
+        ppmi /= np.linalg.norm(ppmi, axis=1, keepdims=True)
+        vectors = embedder.embed(dataset)
+        np.testing.assert_allclose(vectors @ vectors.T, ppmi @ ppmi.T, atol=1e-5)
+
+
 def test_items_of_one_circle_lie_near_and_unseen_items_are_zero(make_dataset: MakeDataset) -> None:
     rng = np.random.default_rng(0)
     histories = [(rng.permutation(5) + 5 * (user % 2)).tolist() for user in range(40)]

@@ -123,6 +123,16 @@ def test_a_lost_item_another_id_type_and_a_bare_table_are_refused(make_dataset: 
     assert not (tmp_path / "new").exists()
 
 
+def test_published_ids_stay_though_their_vectors_and_places_change(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "old.npy", rng.standard_normal((20, 3)))
+    np.save(tmp_path / "new.npy", rng.standard_normal((30, 3)))
+    old, new = make_dataset(list(range(20))), make_dataset(list(range(29, -1, -1)))
+    published = tokenize(old, config(embedding="file", embedding_file=tmp_path / "old.npy"), tmp_path / "ids")
+    appended = append_items(tmp_path / "ids", new, tmp_path / "new", embedding_file=tmp_path / "new.npy")
+    assert torch.equal(appended.codes.flip(0)[:20], published.codes)
+
+
 def test_a_file_of_vectors_is_asked_for_exactly_when_needed(make_dataset: MakeDataset, tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((9, 3))
     np.save(tmp_path / "old.npy", vectors[:6])

@@ -28,9 +28,7 @@ def prefixes_by_walking_down(trie: PrefixTrie) -> list[list[tuple[int, ...]]]:
     levels: list[list[tuple[int, ...]]] = [[()]]
     for offsets, tokens in zip(trie.child_offsets, trie.child_tokens, strict=True):
         begins, codes = offsets.tolist(), tokens.tolist()
-        children = [
-            (*prefix, codes[child]) for node, prefix in enumerate(levels[-1]) for child in range(begins[node], begins[node + 1])
-        ]
+        children = [(*prefix, codes[child]) for node, prefix in enumerate(levels[-1]) for child in range(begins[node], begins[node + 1])]
         levels.append(children)
     return levels
 

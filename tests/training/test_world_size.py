@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gbla_rec import workspace
-from gbla_rec.config import RunConfig, TrainingConfig
+from gbla_rec.config import RunConfig, StreamConfig, TrainingConfig
 
 TOLERANCE = 2e-5
 """Relative: fp32 sums in another order, over a few steps of a growing difference."""
@@ -99,6 +99,20 @@ def test_resuming_with_another_config_is_refused(run_ranks: Any, tiny_run: Any) 
         return str(refused.value)
 
     assert len(set(run_ranks(attempt, 2))) == 1
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_ranks_without_samples_take_part(run_ranks: Any, tiny_run: Any) -> None:
+    # batches of one history, and fewer validation users than ranks
+    config = tiny_run(
+        stream=StreamConfig(tokens_per_batch=1, max_history_length=20, targets_per_cut=4, oversized="own_batch"),
+        training=TrainingConfig(num_steps=3, validate_every=3, save_every=3, log_every=1, validation_users=1),
+    )
+    alone = run_ranks(train_and_read, 1, config)[0]
+    first, second = run_ranks(train_and_read, 2, config)
+    assert 0 in first["targets"] + second["targets"]
+    assert first["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE)
+    assert first["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE)
 
 
 @pytest.mark.usefixtures("tiny_workspace")

@@ -77,7 +77,8 @@ def gated_linear_attention(
     require_choice("direction", direction, ("bidirectional", "causal"))
     if direction == "causal" and not normalize:
         raise ValueError("normalize must be True when direction='causal': a prefix softmax has no fixed scale otherwise, got False")
-    require_same_device(query=query, key=key, value=value, key_gate=key_gate, output_gate=output_gate, norm_weight=norm_weight, offsets=offsets)
+    require_same_device(query=query, key=key, value=value, offsets=offsets)
+    require_same_device(query=query, key_gate=key_gate, output_gate=output_gate, norm_weight=norm_weight)
     require_offsets(offsets, layout, num_tokens)
     if backend is Backend.TRITON:
         raise NotImplementedError("gated_linear_attention has no Triton kernel yet; pass backend=Backend.REFERENCE")

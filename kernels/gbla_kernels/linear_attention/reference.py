@@ -2,6 +2,8 @@
 
 # B rows, L tokens, T tokens of one row, H heads, K key width, V value width (docs/shapes.md)
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,11 +121,11 @@ def gated_linear_attention_reference(
     weight = None if norm_weight is None else norm_weight.to(compute)
     lengths = row_lengths(offsets, layout)
     rows = zip(*(tensor.to(compute).split(lengths) for tensor in (query, key, value, logits)), strict=True)
-    gates = [None] * len(lengths) if output_gate is None else output_gate.to(compute).split(lengths)
+    gates: Sequence[Tensor | None] = [None] * len(lengths) if output_gate is None else output_gate.to(compute).split(lengths)
     outputs = [
-        attend_row(*row, gate, weight, feature_map=feature_map, normalize=normalize, eps=eps, direction=direction)
-        for row, gate, length in zip(rows, gates, lengths, strict=True)
-        if length > 0
+        attend_row(q, k, v, logit, gate, weight, feature_map=feature_map, normalize=normalize, eps=eps, direction=direction)
+        for (q, k, v, logit), gate in zip(rows, gates, strict=True)
+        if q.shape[0] > 0
     ]
     if not outputs:
         # every input stays in the graph, so gradients are zero and not None

@@ -5,12 +5,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from gbla_kernels import Backend, JaggedLayout, causal_conv1d
-from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_error
-from gbla_kernels.testing.inputs import NASTY_LENGTHS, conv_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from gbla_kernels import Backend, JaggedLayout, causal_conv1d
+from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_error
+from gbla_kernels.testing.inputs import NASTY_LENGTHS, conv_inputs
 
 lengths_strategy = st.lists(st.one_of(st.sampled_from(NASTY_LENGTHS), st.integers(0, 20)), min_size=1, max_size=5)
 

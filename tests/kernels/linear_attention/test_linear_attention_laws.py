@@ -5,12 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
-from gbla_kernels.testing.error_budget import assert_within_budget, outputs_and_gradients, relative_error
-from gbla_kernels.testing.inputs import NASTY_LENGTHS, attention_inputs
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
+
+from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
+from gbla_kernels.testing.error_budget import assert_within_budget, outputs_and_gradients, relative_error
+from gbla_kernels.testing.inputs import NASTY_LENGTHS, attention_inputs
 
 lengths_strategy = st.lists(st.one_of(st.sampled_from(NASTY_LENGTHS), st.integers(0, 90)), min_size=1, max_size=5)
 switches = st.fixed_dictionaries(
@@ -38,7 +39,9 @@ def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
         assert relative_error(actual[name], expected[name]) <= tolerance, name
 
 
-def definition(query: Tensor, key: Tensor, value: Tensor, key_gate: Tensor, output_gate: Tensor, norm_weight: Tensor, is_causal: bool) -> Tensor:
+def definition(
+    query: Tensor, key: Tensor, value: Tensor, key_gate: Tensor, output_gate: Tensor, norm_weight: Tensor, is_causal: bool
+) -> Tensor:
     """One row, one head, straight from the paper's sums: O(T^2) and written independently of the reference."""
     phi = lambda x: torch.nn.functional.elu(x) + 1  # noqa: E731
     rows = []
@@ -128,7 +131,7 @@ def test_gate_gradient_has_the_closed_form() -> None:
     query, key, value, gate = (inputs[name][:, 0].detach() for name in ("query", "key", "value", "key_gate"))
     phi = lambda x: torch.where(x > 0, x + 1, x.exp())  # noqa: E731
     weighting = torch.randn(9, 3, dtype=torch.float64)
-    bare = {name: tensor[:, :1].detach().requires_grad_() for name, tensor in inputs.items() if name in ("query", "key", "value", "key_gate")}
+    bare = {name: inputs[name][:, :1].detach().requires_grad_() for name in ("query", "key", "value", "key_gate")}
     output = op(layout, normalize=False)(**bare, output_gate=None, norm_weight=None)
     (actual,) = torch.autograd.grad((output[:, 0] * weighting).sum(), bare["key_gate"])
     a = torch.softmax(gate, 0)
