@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,12 +26,18 @@ PACKAGES = ("gbla-rec", "torch", "torchrec", "triton", "polars", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a checkpoint stands: steps done, the next sample, and the validation NLL if it was measured."""
+    """Where a checkpoint stands: steps done, the next sample, and the validation NLL if it was measured.
+
+    ``sequence_hash`` names the order of samples that ``position`` points into; ``file_sizes`` (bytes by name) shows a
+    truncated or missing file.
+    """
 
     step: int
     position: StreamPosition
+    sequence_hash: str
     world_size: int
     validation_nll: float | None = None
+    file_sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,11 @@ def prune_checkpoints(run_dir: Path, keep_last: int, keep_best: int) -> None:
         path.rename(doomed)
     for left in (run_dir / CHECKPOINTS).glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of each file of a checkpoint, ``progress.json`` aside."""
+    return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.name != PROGRESS}
 
 
 def write_progress(directory: Path, progress: Progress) -> None:

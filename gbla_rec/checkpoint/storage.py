@@ -2,6 +2,7 @@
 
 import shutil
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX, Checkpoint, Progress, checkpoint_path, write_progress
+from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX, Checkpoint, Progress, checkpoint_path, file_sizes, write_progress
 
 MODEL = "model"
 TABLE_OPTIMIZER = "table_optimizer"
@@ -38,7 +39,7 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
         shutil.rmtree(temporary, ignore_errors=True)
 
     def publish() -> None:
-        write_progress(temporary, progress)
+        write_progress(temporary, replace(progress, file_sizes=file_sizes(temporary)))
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
@@ -60,6 +61,12 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
     Raises:
         ValueError: if the checkpoint does not fit the model, or a file of it is damaged; names the checkpoint.
     """
+    found = file_sizes(checkpoint.path)
+    for name, size in checkpoint.progress.file_sizes.items():
+        if found.get(name) != size:
+            raise ValueError(
+                f"checkpoint {checkpoint.path} is damaged: {name} must have {size} bytes, got {found.get(name, 'no such file')}"
+            )
     state: dict[str, Any] = {MODEL: model.state_dict()} if dense_optimizer_state is None else _state(model, dense_optimizer_state)
     try:
         dcp.load(state, checkpoint_id=checkpoint.path)

@@ -56,6 +56,14 @@ class Trainer:
         self.model = self.parts.model
         dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
+        self.stream = TrainingStream(
+            self.parts.dataset,
+            config.stream,
+            seed=config.seed,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            context=config.model.embedding.context_features,
+        )
         self.step, self.position = 0, StreamPosition()
         found = checkpoints(run_dir)
         if found:
@@ -104,15 +112,7 @@ class Trainer:
         return window
 
     def _batches(self) -> Iterator[Batch]:
-        stream = TrainingStream(
-            self.parts.dataset,
-            self.config.stream,
-            seed=self.config.seed,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            context=self.config.model.embedding.context_features,
-        )
-        for histories in stream.batches(self.position):
+        for histories in self.stream.batches(self.position):
             yield self.parts.collator(histories)
 
     def _report(self, window: _Window, log: RunLog) -> _Window:
@@ -148,12 +148,23 @@ class Trainer:
         return mean
 
     def _save(self, validation_nll: float | None) -> None:
-        progress = Progress(step=self.step, position=self.position, world_size=dist.get_world_size(), validation_nll=validation_nll)
+        progress = Progress(
+            step=self.step,
+            position=self.position,
+            sequence_hash=self.stream.sequence_hash,
+            world_size=dist.get_world_size(),
+            validation_nll=validation_nll,
+        )
         save_checkpoint(self.run_dir, self.model, self.optimizer.state_tensors(), progress)
         training = self.config.training
         on_first_rank(lambda: prune_checkpoints(self.run_dir, training.keep_last, training.keep_best))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.progress.sequence_hash != self.stream.sequence_hash:
+            raise ValueError(
+                f"cannot resume {checkpoint.path}: the dataset was prepared anew or the stream settings changed, so its position "
+                "points into another order of samples; start a new run by leaving --resume out"
+            )
         state: dict[str, Any] = self.optimizer.state_tensors()
         load_checkpoint(checkpoint, self.model, state)
         self.optimizer.load_state_tensors(state, checkpoint.progress.step)

@@ -1,0 +1,113 @@
+"""The command line: help a person can read, one line for an error, and the whole path in real processes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from gbla_apps import cli, command_line
+from gbla_rec.recipes import DATASETS, RECIPES, recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    finished = subprocess.run(
+        [sys.executable, "-m", "gbla_apps.cli", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert (finished.returncode == 0) == ok, finished.stdout + finished.stderr
+    return finished
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("workspace")
+def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path) -> None:
+    rows = [(f"u{u}", f"i{(u + k) % 40}", 1000 * u + k, "ab"[k % 2]) for u in range(30) for k in range(12)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "device"], orient="row").write_csv(tmp_path / "events.csv")
+    names = [f"thing {i // 4} no {i}" for i in range(40)]
+    pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "name": names}).write_csv(tmp_path / "items.csv")
+    log = ["--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"), "--context-columns", "device"]
+    assert "30 users, 40 items, 360 events" in run("prepare", "--name", "shop", *log).stdout
+    mine = ["--recipe", "movielens_small", "--name", "shop", "--dataset", "shop"]
+    run("tokenize", *mine, "--semantic-ids.embedding", "text", "--semantic-ids.embedding-dim", "8")
+    short = ["--training.num-steps", "4", "--training.validate-every", "2", "--training.save-every", "2"]
+    short += ["--model.embedding.context-features", "device"]
+    trained = run("train", *mine, *short)
+    assert "validation NLL" in trained.stderr
+    again = run("prepare", "--name", "shop", *log, ok=False)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ") and "Traceback" not in again.stderr
+    evaluated = run("evaluate", "--recipe", "shop")
+    assert re.search(r"most-popular .* item-kNN", evaluated.stdout)
+    recommended = run("recommend", "--user", "u3", "--count", "3")
+    assert len(re.findall(r"thing \d no \d+", recommended.stdout)) >= 3
+    unknown = run("recommend", "--history", "thing 1", ok=False)
+    assert "names no item of the dataset; did you mean one of" in unknown.stderr
+
+
+def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gbla-rec", "--help"])
+    cli.main()
+    overview = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert command in overview
+        monkeypatch.setattr(sys, "argv", ["gbla-rec", command, "--help"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 0
+        assert "usage: gbla-rec" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["gbla-rec", "trian"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+
+
+def test_options_override_single_fields_of_a_recipe() -> None:
+    config = command_line.parse_run_config("train", "", ["--recipe", "movielens_small", "--model.encoder.pattern", "SG", "--seed", "3"])
+    assert config.model.encoder.pattern == "SG"
+    assert config.seed == 3
+    assert config.stream == recipe("movielens_small").stream
+
+
+def test_an_error_is_one_line_unless_asked(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: object) -> None:
+        raise ValueError("count must be positive, got 0")
+
+    with pytest.raises(SystemExit):
+        command_line.run(fail, [])
+    assert capsys.readouterr().err == "error: count must be positive, got 0\n"
+    monkeypatch.setenv(command_line.TRACEBACK, "1")
+    with pytest.raises(ValueError, match="count must be positive"):
+        command_line.run(fail, [])
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_are_complete_and_documented(name: str) -> None:
+    assert recipe(name).name == name
+    assert RECIPES[name].__doc__
+
+
+def test_unknown_recipe_is_refused_with_the_list() -> None:
+    with pytest.raises(ValueError, match=r"recipe must be one of \['movielens_small', 'own_data'\], got 'movielens'"):
+        recipe("movielens")
+
+
+def test_shipped_logs_are_in_the_repository() -> None:
+    for make in DATASETS.values():
+        assert make().events.exists()
+
+
+def test_entry_points_are_short() -> None:
+    for path in (ROOT / "apps" / "gbla_apps").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 120, path

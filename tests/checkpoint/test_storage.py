@@ -1,0 +1,114 @@
+"""Checkpoints: bit-exact on another number of ranks, refused by name when damaged, never half-written, pruned."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gbla_rec.checkpoint.run_directory import (
+    Progress,
+    best_checkpoints,
+    checkpoint_path,
+    checkpoints,
+    code_version,
+    prune_checkpoints,
+    write_progress,
+)
+from gbla_rec.config import RunConfig
+from gbla_rec.data.histories import StreamPosition
+
+CPU = torch.device("cpu")
+
+
+def train_run(rank: int, world_size: int, config: RunConfig) -> str:
+    from gbla_rec.training.trainer import train
+
+    return str(train(config, device=CPU))
+
+
+def read_tables(rank: int, world_size: int, run_dir: str, config: RunConfig) -> dict[str, torch.Tensor]:
+    """The whole tables after loading the newest checkpoint, gathered from all ranks."""
+    from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+    from gbla_rec.checkpoint.run_parts import RunParts
+    from gbla_rec.checkpoint.storage import load_checkpoint
+
+    parts = RunParts.open(config, CPU)
+    load_checkpoint(checkpoints(Path(run_dir))[-1], parts.model, None)
+    tables = {}
+    for name, value in parts.model.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            tables[name] = torch.zeros(value.size())
+            value.gather(out=tables[name] if rank == 0 else None)
+        else:
+            tables[name] = value.detach().clone()
+    return tables
+
+
+def with_sharding(config: RunConfig, sharding: str) -> RunConfig:
+    embedding = dataclasses.replace(config.model.embedding, sharding=sharding)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, embedding=embedding))
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.timeout(300)
+def test_weights_are_bit_exact_on_any_ranks_and_damage_is_refused_by_name(run_ranks: Any, tiny_run: Any) -> None:
+    config = with_sharding(tiny_run(), "row_wise")
+    run_dir = run_ranks(train_run, 2, config)[0]
+    alone = run_ranks(read_tables, 1, run_dir, config)[0]
+    for sharding in ("row_wise", "table_wise"):
+        first = run_ranks(read_tables, 2, run_dir, with_sharding(config, sharding))[0]
+        assert first.keys() == alone.keys()
+        for name, value in alone.items():
+            assert torch.equal(first[name], value), (name, sharding)
+    assert any("item_hash_0" in name for name in alone)
+
+    newest = checkpoints(Path(run_dir))[-1].path
+    shard = next(newest.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+
+    def attempt(rank: int, world_size: int) -> str:
+        with pytest.raises(ValueError, match=r"checkpoint .* is damaged: .*\.distcp must have \d+ bytes") as refused:
+            read_tables(rank, world_size, run_dir, config)
+        return str(refused.value)
+
+    assert newest.name in run_ranks(attempt, 1)[0]
+
+
+def make(run_dir: Path, step: int, nll: float | None) -> Path:
+    path = checkpoint_path(run_dir, step)
+    path.mkdir(parents=True)
+    write_progress(path, Progress(step=step, position=StreamPosition(1, 2, step), sequence_hash="", world_size=2, validation_nll=nll))
+    return path
+
+
+def test_progress_survives_and_the_best_come_first(tmp_path: Path) -> None:
+    for step, nll in ((100, 3.0), (200, 2.0), (300, None), (400, 2.5)):
+        make(tmp_path, step, nll)
+    assert [found.progress.position for found in checkpoints(tmp_path)] == [StreamPosition(1, 2, step) for step in (100, 200, 300, 400)]
+    assert [found.progress.step for found in best_checkpoints(tmp_path, 3)] == [200, 400, 100]
+    prune_checkpoints(tmp_path, keep_last=1, keep_best=1)
+    assert [found.progress.step for found in checkpoints(tmp_path)] == [200, 400]
+
+
+def test_half_written_checkpoints_are_not_seen_and_are_swept(tmp_path: Path) -> None:
+    make(tmp_path, 100, 1.0)
+    killed = make(tmp_path, 200, 1.0)
+    shutil.move(killed, killed.with_name(f".tmp-{killed.name}"))
+    without_progress = checkpoint_path(tmp_path, 300)
+    without_progress.mkdir()
+    assert [found.progress.step for found in checkpoints(tmp_path)] == [100]
+    prune_checkpoints(tmp_path, 1, 1)
+    assert not list(tmp_path.glob("checkpoints/.tmp-*"))
+
+
+def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="has no checkpoint yet"):
+        best_checkpoints(tmp_path, 1)
+
+
+def test_code_version_names_the_packages() -> None:
+    assert code_version()["torch"] == torch.__version__

@@ -1,0 +1,108 @@
+"""Evaluation of a real run: the same on one and two ranks, from any world size's checkpoint, and with titles at the end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gbla_rec.config import RunConfig
+from gbla_rec.evaluation.evaluate import RankedUsers, _in_user_order
+
+CPU = torch.device("cpu")
+
+
+def train_run(rank: int, world_size: int, config: RunConfig) -> str:
+    from gbla_rec.training.trainer import train
+
+    return str(train(config, device=CPU))
+
+
+def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+    from gbla_rec.evaluation.evaluate import evaluate
+
+    return evaluate(Path(run_dir), device=CPU)
+
+
+def recommend(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+    from gbla_rec.evaluation.recommend import Recommender
+
+    recommender = Recommender.open(Path(run_dir), CPU)
+    for_user = recommender.for_user("3", 5)
+    first, second = for_user.history_titles[:2]
+    typed = recommender.for_history(f"{first}, {second}", 5)
+    by_id = recommender.for_history(
+        ", ".join(str(for_id) for for_id in (2**40 + int(first.split()[-1]), 2**40 + int(second.split()[-1]))), 5
+    )
+    errors = []
+    for attempt in (
+        lambda: recommender.for_user("no number", 5),
+        lambda: recommender.for_user("77777", 5),
+        lambda: recommender.for_history("title 3", 5),
+    ):
+        with pytest.raises(ValueError) as refused:
+            attempt()
+        errors.append(str(refused.value))
+    return {"user": for_user, "typed": typed, "by_id": by_id, "errors": errors}
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.timeout(300)
+def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles(run_ranks: Any, tiny_run: Any) -> None:
+    run_dir = run_ranks(train_run, 2, tiny_run())[0]
+    alone = run_ranks(evaluate_run, 1, run_dir)[0]
+    both = run_ranks(evaluate_run, 2, run_dir)
+    assert both[0]["methods"] == both[1]["methods"] == alone["methods"]
+    assert list(alone["methods"]) == ["tiny", "most-popular", "item-kNN"]
+    assert list(alone["methods"]["tiny"]) == ["Recall@5", "Recall@10", "NDCG@5", "NDCG@10"]
+    assert "first_minus_this" in alone["methods"]["item-kNN"]["Recall@5"]
+    assert json.loads((Path(run_dir) / "results.json").read_text())["methods"] == alone["methods"]
+    assert alone["protocol"]["users"] == 60
+    assert set(alone["shortlist_validation_recall@10"]) == {"step_00000003", "step_00000006"}
+
+    result = run_ranks(recommend, 1, run_dir)[0]
+    user = result["user"]
+    assert len(user.titles) == 5
+    assert all(title.startswith("title ") for title in user.titles)
+    assert user.scores == sorted(user.scores, reverse=True)
+    assert not set(user.titles) & set(user.history_titles)
+    assert result["typed"].titles == result["by_id"].titles
+    assert result["typed"].history_titles == user.history_titles[:2]
+    number, unknown, ambiguous = result["errors"]
+    assert "user_id must be an integer" in number
+    assert "77777" in unknown
+    assert "names no item of the dataset; did you mean one of ['title 3 3" in ambiguous
+
+
+def test_gathered_parts_come_back_in_user_order() -> None:
+    from gbla_rec.data.histories import HistoryBatch
+
+    def part(users: list[int], targets: list[list[int]]) -> HistoryBatch:
+        empty = np.zeros(0, np.int64)
+        return HistoryBatch(
+            user_rows=np.array(users, dtype=np.int64),
+            items=empty,
+            offsets=np.zeros(len(users) + 1, np.int64),
+            context={},
+            targets=np.array([item for row in targets for item in row], dtype=np.int64),
+            target_offsets=np.cumsum([0, *map(len, targets)]),
+            token_keys=empty,
+            seen_items=empty,
+            seen_offsets=np.zeros(len(users) + 1, np.int64),
+            global_num_targets=0,
+            global_num_tokens=0,
+            position=None,
+            next_position=None,
+        )
+
+    found = [
+        (part([5, 1], [[50, 51], [10]]), np.array([[5, 5], [1, 1]])),
+        (part([], []), np.zeros((0, 2), np.int64)),
+        (part([3], [[]]), np.array([[3, 3]])),
+    ]
+    together = _in_user_order(found, 2)
+    expected = RankedUsers(np.array([1, 3, 5]), np.array([[1, 1], [3, 3], [5, 5]]), np.array([10, 50, 51]), np.array([0, 1, 1, 3]))
+    for name in ("user_rows", "ranked", "targets", "target_offsets"):
+        assert np.array_equal(getattr(together, name), getattr(expected, name)), name
