@@ -33,15 +33,15 @@ def movielens_small() -> RunConfig:
     return RunConfig(
         name="movielens_small",
         dataset="movielens_small",
-        semantic_ids=SemanticIdConfig(embedding="behaviour", embedding_dim=64),
+        semantic_ids=SemanticIdConfig(embedding="behaviour", embedding_dim=64, num_levels=2, codebook_width=128),
         model=ModelConfig(
             embedding=EmbeddingConfig(rows_per_table=16_384, dim=64, context_features=("rating",), semantic_code_dim=32),
-            encoder=EncoderConfig(model_dim=128, num_heads=4, pattern="SGG", ffn_dim=256, dropout=0.2),
-            decoder=DecoderConfig(num_heads=4, ffn_dim=256, dropout=0.2, label_smoothing=0.1),
+            encoder=EncoderConfig(model_dim=96, num_heads=4, pattern="SGG", ffn_dim=192, dropout=0.1),
+            decoder=DecoderConfig(num_heads=4, ffn_dim=192, dropout=0.1, label_smoothing=0.1),
         ),
-        stream=StreamConfig(tokens_per_batch=8_192, max_history_length=512, targets_per_cut=32),
-        optimizer=OptimizerConfig(learning_rate=2e-3, table_learning_rate=0.02, warmup_steps=30, weight_decay=0.05),
-        training=TrainingConfig(num_steps=400, validate_every=100, save_every=100, validation_users=610),
+        stream=StreamConfig(tokens_per_batch=4_096, max_history_length=96, targets_per_cut=8, max_cuts_per_history=400),
+        optimizer=OptimizerConfig(learning_rate=4e-3, table_learning_rate=0.02, warmup_steps=30, weight_decay=0.05),
+        training=TrainingConfig(num_steps=450, validate_every=150, save_every=150, validation_users=610),
         evaluation=EvaluationConfig(num_beams=50, exclude_history=True, tokens_per_batch=16_384),
     )
 
