@@ -27,8 +27,12 @@ EXAMPLE_DATA = Path(__file__).resolve().parent.parent / "examples" / "data"
 def movielens_small() -> RunConfig:
     """MovieLens ml-latest-small: 610 histories of up to 2,698 ratings, real titles, minutes on a laptop CPU.
 
-    The last 10 films of each user are the test targets. Run: ``gbla-rec demo``, or prepare, tokenize, train and evaluate
-    with ``--recipe movielens_small``.
+    The last 10 films of each user are the test targets; films of the user's own history are never ranked. The encoder reads
+    the newest 96 events: a film depends on the session around it, and short memories fit more steps into minutes.
+
+    Expect: Recall@10 .062 and Recall@50 .205 (most-popular .039 and .126, item-kNN .064 and .194) on 584 users, one seed, in
+    200 s on 2 CPU cores (Xeon, 2 gloo ranks). Command: ``gbla-rec demo``, or prepare, tokenize, train and evaluate with
+    ``--recipe movielens_small``.
     """
     return RunConfig(
         name="movielens_small",

@@ -173,6 +173,9 @@ def _report(processes: list[BaseProcess], directory: Path, timeout_s: float | No
     return "\n".join(lines)
 
 
+TINY_SEMANTIC_IDS: dict[str, Any] = {"embedding_dim": 8, "min_codebook_width": 8, "dedup_width": 8, "kmeans_iterations": 5}
+
+
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a prepared and tokenized dataset ``tiny``: 60 users, 80 items, one history of 900 events, ties in time.
@@ -214,8 +217,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_events_per_shard=1000,
     )
     dataset = prepare(config, root / "workspace" / "datasets" / "tiny")
-    ids = SemanticIdConfig(embedding_dim=8, min_codebook_width=8, dedup_width=8, kmeans_iterations=5)
-    tokenize(dataset, ids, root / "workspace" / "semantic_ids" / "tiny")
+    tokenize(dataset, SemanticIdConfig(**TINY_SEMANTIC_IDS), root / "workspace" / "semantic_ids" / "tiny")
     return root / "workspace"
 
 
@@ -235,6 +237,7 @@ def tiny_run() -> Any:
         base = c.RunConfig(
             name="tiny",
             dataset="tiny",
+            semantic_ids=c.SemanticIdConfig(**TINY_SEMANTIC_IDS),
             model=c.ModelConfig(
                 embedding=c.EmbeddingConfig(rows_per_table=64, dim=8, context_features=("kind",), semantic_code_dim=4),
                 encoder=c.EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16, dropout=0.1),

@@ -1,8 +1,10 @@
 """Opens what a run is made of - dataset, semantic IDs, sharded model - for training, evaluation and recommendation."""
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,13 +13,13 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
-from gbla_rec.config import RunConfig
+from gbla_rec.config import RunConfig, to_json
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.models.retriever import GenerativeRetriever
-from gbla_rec.semantic_ids.table import SemanticIdTable
+from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +39,16 @@ class RunParts:
 
         Raises:
             FileNotFoundError: if the dataset is not prepared or not tokenized; the message names the command.
-            ValueError: if the semantic IDs belong to another version of the dataset.
+            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings.
         """
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
+        ids_dir = workspace.semantic_ids_dir(config.dataset)
         semantic_ids = SemanticIdTable.load(
-            workspace.semantic_ids_dir(config.dataset),
+            ids_dir,
             num_items=dataset.manifest.num_items,
             dataset_hash=dataset.manifest.content_hash,
         )
+        _require_settings(ids_dir, config)
         embedding = config.model.embedding
         model = sharded_retriever(
             config.model,
@@ -95,3 +99,17 @@ class RunParts:
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 on CUDA; fp32 on CPU, where bf16 is slower."""
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+
+def _require_settings(ids_dir: Path, config: RunConfig) -> None:
+    """The saved config of a run must say how its semantic IDs were made; IDs without settings (made elsewhere) pass."""
+    made_with = read_manifest(ids_dir)["config"]
+    wanted = json.loads(to_json(config.semantic_ids))
+    if made_with is not None:
+        differing = sorted(name for name in wanted if made_with.get(name) != wanted[name])
+        if differing:
+            options = " ".join(f"--semantic-ids.{name.replace('_', '-')} {made_with.get(name)}" for name in differing)
+            raise ValueError(
+                f"the semantic IDs in {ids_dir} were made with other settings than this run's semantic_ids; train with {options}, "
+                f"or remove {ids_dir} and tokenize with this run's options"
+            )

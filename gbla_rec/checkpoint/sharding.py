@@ -1,5 +1,6 @@
 """The retriever on many ranks: tables sharded by TorchRec's planner, the dense part replicated."""
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -82,7 +83,13 @@ def plan_tables(model: nn.Module, sharding: Sharding, sharders: list[ModuleShard
     allowed = ParameterConstraints(sharding_types=[kind.value for kind in SHARDING_TYPES[sharding]])
     tables = [table for module in model.modules() if isinstance(module, EmbeddingCollection) for table in module.embedding_configs()]
     constraints = {table.name: allowed for table in tables}
-    topology = Topology(world_size=dist.get_world_size(), compute_device=device.type)
+    is_cuda = device.type == "cuda"
+    topology = Topology(
+        world_size=dist.get_world_size(),
+        compute_device=device.type,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+        hbm_cap=torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
+    )
     planner = EmbeddingShardingPlanner(
         topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(HBM_RESERVED), debug=False
     )

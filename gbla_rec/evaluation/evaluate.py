@@ -24,11 +24,13 @@ from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.stream import iterate_train_items
 from gbla_rec.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
 from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
+from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
 from gbla_rec.retrieval.generate import generate_items
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
 RESULTS = "results.json"
+RESULTS_TABLE = "results.md"
 SHORTLIST_METRIC_CUTOFF = 10
 Ranker = Callable[[HistoryBatch], NDArray[np.int64]]
 Int64Array = NDArray[np.int64]
@@ -115,7 +117,7 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
 
 
 def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
-    """Evaluate a run on its test split and write ``results.json`` into its directory; all ranks call it together.
+    """Evaluate a run on its test split and write ``results.json`` and ``results.md`` into its directory; all ranks call it together.
 
     The baselines are fitted on the same training events and obey the same ``exclude_history``.
 
@@ -149,6 +151,7 @@ def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
             "versions": code_version(),
         }
         write_text(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+        write_text(run_dir / RESULTS_TABLE, results_markdown(results))
         return results
 
     return on_first_rank(write_results)

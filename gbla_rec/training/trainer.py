@@ -29,7 +29,6 @@ from gbla_rec.checkpoint.sharding import describe_plan
 from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
 from gbla_rec.config import RunConfig, TrainingConfig
 from gbla_rec.data.batch import Batch
-from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
@@ -49,11 +48,11 @@ class _Window:
 class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, device: torch.device) -> None:
-        """Open dataset and semantic IDs, build the model, and load the newest checkpoint if the directory has one."""
+    def __init__(self, parts: RunParts, run_dir: Path) -> None:
+        """Load the newest checkpoint if ``run_dir`` has one, else start from the initial weights of ``parts``."""
+        config = parts.config
         self.config, self.run_dir = config, run_dir
-        self.parts = RunParts.open(config, device)
-        self.model = self.parts.model
+        self.parts, self.model = parts, parts.model
         dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
         self.stream = TrainingStream(
@@ -197,13 +196,15 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False) -> P
     Raises:
         ValueError: if the run to resume has another config; the message names the fields.
     """
-    run_dir = on_first_rank(lambda: _open_run(config, resume))
-    trainer = Trainer(config, run_dir, device)
+    # first: a run that cannot start leaves no run directory behind
+    parts = RunParts.open(config, device)
+    run_dir = on_first_rank(lambda: _open_run(config, resume, parts.dataset.manifest.content_hash))
+    trainer = Trainer(parts, run_dir)
     on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
     return trainer.run()
 
 
-def _open_run(config: RunConfig, resume: bool) -> Path:
+def _open_run(config: RunConfig, resume: bool, dataset_hash: str) -> Path:
     if resume:
         try:
             run_dir = workspace.latest_run_dir(config.name)
@@ -216,5 +217,5 @@ def _open_run(config: RunConfig, resume: bool) -> Path:
                 )
             return run_dir
     run_dir = workspace.new_run_dir(config.name)
-    create_run(run_dir, config, PreparedDataset.open(workspace.dataset_dir(config.dataset)).manifest.content_hash)
+    create_run(run_dir, config, dataset_hash)
     return run_dir

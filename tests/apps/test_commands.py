@@ -40,10 +40,14 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path) -> None:
     log = ["--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"), "--context-columns", "device"]
     assert "30 users, 40 items, 360 events" in run("prepare", "--name", "shop", *log).stdout
     mine = ["--recipe", "movielens_small", "--name", "shop", "--dataset", "shop"]
-    run("tokenize", *mine, "--semantic-ids.embedding", "text", "--semantic-ids.embedding-dim", "8")
+    ids = ["--semantic-ids.embedding", "text", "--semantic-ids.embedding-dim", "8"]
+    run("tokenize", *mine, *ids)
     short = ["--training.num-steps", "4", "--training.validate-every", "2", "--training.save-every", "2"]
     short += ["--model.embedding.context-features", "device"]
-    trained = run("train", *mine, *short)
+    refused = run("train", *mine, *short, ok=False)
+    assert "train with --semantic-ids.embedding text --semantic-ids.embedding-dim 8, or remove" in refused.stderr
+    assert "no run" in run("evaluate", ok=False).stderr, "a run that could not start must leave nothing behind"
+    trained = run("train", *mine, *ids, *short)
     assert "validation NLL" in trained.stderr
     again = run("prepare", "--name", "shop", *log, ok=False)
     assert again.returncode == 2

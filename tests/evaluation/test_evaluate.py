@@ -59,6 +59,7 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     assert list(alone["methods"]["tiny"]) == ["Recall@5", "Recall@10", "NDCG@5", "NDCG@10"]
     assert "first_minus_this" in alone["methods"]["item-kNN"]["Recall@5"]
     assert json.loads((Path(run_dir) / "results.json").read_text())["methods"] == alone["methods"]
+    assert "| most-popular |" in (Path(run_dir) / "results.md").read_text()
     assert alone["protocol"]["users"] == 60
     assert set(alone["shortlist_validation_recall@10"]) == {"step_00000003", "step_00000006"}
 

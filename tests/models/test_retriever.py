@@ -1,16 +1,19 @@
 """The retriever reads events before the cut only, and its loss does not see padding, order of rows, or other rows."""
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from gbla_kernels.testing.error_budget import relative_error
-from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, StreamConfig
+from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, PrepareConfig, SplitConfig, StreamConfig
 from gbla_rec.data.batch import Batch, Collator, feature_names
 from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.data.prepare import prepare
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.models.embeddings import initialize_tables, item_tables
 from gbla_rec.models.retriever import GenerativeRetriever
@@ -80,9 +83,7 @@ def test_dropout_keys_make_training_steps_repeatable(retriever: GenerativeRetrie
     assert torch.equal(retriever.train()(batch)[1], retriever(batch)[1])
 
 
-@pytest.mark.usefixtures("tiny_workspace")
-def test_nothing_at_or_after_the_cut_leaks_into_the_memory(tiny_workspace: Any, retriever: GenerativeRetriever) -> None:
-    """Change every event from the cut on, on disk-order data: the memory stays bit-identical."""
+def test_samples_are_cuts_of_real_histories_between_ties(tiny_workspace: Path) -> None:
     dataset = PreparedDataset.open(tiny_workspace / "datasets" / "tiny")
     shard = dataset.read_shard(0, ("kind",))
     config = StreamConfig(tokens_per_batch=500, max_history_length=60, targets_per_cut=4)
@@ -108,7 +109,29 @@ def test_nothing_at_or_after_the_cut_leaks_into_the_memory(tiny_workspace: Any, 
             assert any(times[cut - 1] < times[cut] and cut + len(targets) <= shard.validation_begin[local] for cut in cuts)
             checked += 1
     assert checked > 10
-    rows, targets = [[1, 2, 3]], [[4, 5]]
-    memory_of = retriever.eval().encode
-    first, second = memory_of(collate(rows, targets)), memory_of(collate(rows, [[9, 29]]))
+
+
+def test_changing_events_at_or_after_the_cut_leaves_the_memory_bit_identical(tmp_path: Path, retriever: GenerativeRetriever) -> None:
+    """Two logs that differ in the last two events of each user, the test targets, from the file to the decoder's memory."""
+    rows = [(user, (user * 3 + k) % NUM_ITEMS, k, "ab"[k % 2]) for user in range(8) for k in range(12)]
+    changed = [(user, (item + 11) % NUM_ITEMS if k >= 10 else item, k, kind if k < 10 else "a") for user, item, k, kind in rows]
+    memories, targets = [], []
+    for name, log in (("before", rows), ("after", changed)):
+        pl.DataFrame(log, schema=["user_id", "item_id", "timestamp", "kind"], orient="row").write_parquet(tmp_path / f"{name}.parquet")
+        pl.DataFrame({"item_id": range(NUM_ITEMS)}).write_parquet(tmp_path / "items.parquet")
+        config = PrepareConfig(
+            name=name,
+            events=tmp_path / f"{name}.parquet",
+            items=tmp_path / "items.parquet",
+            context_columns=("kind",),
+            split=SplitConfig(num_targets=2),
+        )
+        dataset = prepare(config, tmp_path / name)
+        collator = Collator(EMBEDDING, dataset.items()["item_id"].to_list(), num_code_levels=len(WIDTHS))
+        (histories,) = evaluation_batches(dataset, "test", tokens_per_batch=1000, max_history_length=50, context=("kind",))
+        targets.append(histories.targets)
+        memories.append(retriever.eval().encode(collator(histories)))
+    first, second = memories
+    assert first.layout.num_tokens == 80
+    assert not np.array_equal(*targets)
     assert torch.equal(first.key, second.key) and torch.equal(first.value, second.value)
