@@ -35,20 +35,20 @@ def jagged_attention(
         raise ValueError(f"query_layout and key_layout must have the same rows, got {query_layout.num_rows} and {key_layout.num_rows}")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[0] and key.shape[0]:
         return _fused(query, key, value, query_layout, key_layout, is_causal)
+    if not any(queries and keys for queries, keys in zip(query_layout.row_lengths, key_layout.row_lengths, strict=True)):
+        # every operand stays in the graph, so gradients are zero and not None
+        return query * 0 + (key.sum() + value.sum()) * 0
     outputs = []
     row_queries = query.split(query_layout.row_lengths)
     row_keys, row_values = key.split(key_layout.row_lengths), value.split(key_layout.row_lengths)
     for q, k, v in zip(row_queries, row_keys, row_values, strict=True):
-        if q.shape[0] == 0:
-            continue
-        if k.shape[0] == 0:
+        if q.shape[0] == 0 or k.shape[0] == 0:
             outputs.append(torch.zeros_like(q))
             continue
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         outputs.append(attended[0].transpose(0, 1))
-    # empty operands stay in the graph, so their gradients are zero and not None
-    return torch.cat(outputs) if outputs else query + key.sum() + value.sum()
+    return torch.cat(outputs)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, query_layout: JaggedLayout, key_layout: JaggedLayout, is_causal: bool) -> Tensor:

@@ -1,0 +1,78 @@
+"""Softmax attention between jagged batches: equals each row alone, and the fused GPU path equals the exact one."""
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gbla_kernels import JaggedLayout
+from gbla_kernels.testing.error_budget import relative_error
+from gbla_rec.models.jagged_attention import jagged_attention
+
+rows_strategy = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 70)), min_size=1, max_size=5)
+
+
+def inputs_of(rows: list[tuple[int, int]], dtype: torch.dtype) -> tuple[list[Tensor], JaggedLayout, JaggedLayout]:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (JaggedLayout.from_lengths([row[side] for row in rows]) for side in (0, 1))
+    shapes = [(layout.num_tokens, 2, 16) for layout in (queries, keys, keys)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes], queries, keys
+
+
+def outputs(tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False) -> list[Tensor]:
+    """Output, and the gradients of query, key and value."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = jagged_attention(*leaves, queries, keys, is_causal=is_causal)
+    weighting = torch.linspace(-1, 1, 16, dtype=output.dtype, device=output.device)
+    return [output.detach(), *torch.autograd.grad((output * weighting).sum(), leaves)]
+
+
+def definition(tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False) -> list[Tensor]:
+    """The same from a dense score matrix with a block mask."""
+    query, key, value = (tensor.detach().double().requires_grad_() for tensor in tensors)
+    may_see = queries.rows[:, None] == keys.rows[None, :]
+    if is_causal:
+        may_see = may_see & (queries.positions[:, None] >= keys.positions[None, :])
+    scores = torch.einsum("thk,shk->hts", query, key) / 4
+    weights = torch.softmax(scores.masked_fill(~may_see, -torch.inf), dim=-1)
+    output = torch.einsum("hts,shk->thk", weights.nan_to_num(0), value)
+    total = (output * torch.linspace(-1, 1, 16, dtype=torch.float64)).sum()
+    return [output.detach(), *(gradient.nan_to_num(0) for gradient in torch.autograd.grad(total, [query, key, value]))]
+
+
+@given(rows=rows_strategy)
+@example(rows=[(3, 0), (0, 5), (1, 1), (4, 65)])
+@example(rows=[(0, 0)])
+def test_equals_dense_attention_under_a_block_mask(rows: list[tuple[int, int]]) -> None:
+    tensors, queries, keys = inputs_of(rows, torch.float64)
+    for actual, expected in zip(outputs(tensors, queries, keys), definition(tensors, queries, keys), strict=True):
+        assert relative_error(actual, expected) < 1e-10
+
+
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4))
+def test_causal_attention_sees_no_later_token(lengths: list[int]) -> None:
+    tensors, queries, keys = inputs_of([(length, length) for length in lengths], torch.float64)
+    for actual, expected in zip(outputs(tensors, queries, keys, True), definition(tensors, queries, keys, True), strict=True):
+        assert relative_error(actual, expected) < 1e-10
+
+
+def test_layouts_of_other_batches_are_refused() -> None:
+    tensors, queries, _ = inputs_of([(2, 3)], torch.float32)
+    with pytest.raises(ValueError, match="must have the same rows, got 1 and 2"):
+        jagged_attention(*tensors, queries, JaggedLayout.from_lengths([2, 1]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("rows", [[(5, 5), (0, 0), (1, 1), (130, 130)], [(3, 0), (4, 65), (0, 7), (1, 300)]])
+def test_fused_gpu_path_equals_the_exact_one(rows: list[tuple[int, int]], is_causal: bool) -> None:
+    if is_causal and any(queries != keys for queries, keys in rows):
+        pytest.skip("causal needs equal layouts")
+    tensors, queries, keys = inputs_of(rows, torch.bfloat16)
+    on_gpu = [tensor.cuda() for tensor in tensors]
+    actual = outputs(on_gpu, queries.to("cuda"), keys.to("cuda"), is_causal)
+    expected = definition(tensors, queries, keys, is_causal)
+    for name, found, exact in zip(("output", "d_query", "d_key", "d_value"), actual, expected, strict=True):
+        assert found.isfinite().all(), name
+        assert relative_error(found.cpu(), exact) < 4 * torch.finfo(torch.bfloat16).eps, name
