@@ -95,6 +95,8 @@ def run_ranks(tmp_path: Path) -> RunRanks:
             finished = _wait(processes, timeout_s)
         finally:
             for process in processes:
+                if process.pid is None:
+                    continue
                 process.kill()
                 process.join()
         if not finished or any(process.exitcode != 0 for process in processes):

@@ -1,5 +1,6 @@
 """Evaluation of a real run: the same on one and two ranks, from any world size's checkpoint, and with titles at the end."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,28 @@ def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
     from gbla_rec.evaluation.evaluate import evaluate
 
     return evaluate(Path(run_dir), device=CPU)
+
+
+def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[int, int]:
+    """Ranked items that the user had seen: (with exclude_history, without)."""
+    from gbla_rec.checkpoint.run_directory import read_config
+    from gbla_rec.checkpoint.run_parts import RunParts
+    from gbla_rec.evaluation.evaluate import rank_with_model
+    from gbla_rec.semantic_ids.trie import PrefixTrie
+
+    counts = []
+    for exclude in (True, False):
+        config = read_config(Path(run_dir))
+        config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, exclude_history=exclude))
+        parts = RunParts.open(config, CPU)
+        ranked = rank_with_model(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")
+        rows = dict(zip(ranked.user_rows.tolist(), ranked.ranked.tolist(), strict=True))
+        count = 0
+        for histories, _ in parts.evaluation_batches("test", config.evaluation.tokens_per_batch):
+            for user, seen in zip(histories.user_rows.tolist(), np.split(histories.seen_items, histories.seen_offsets[1:-1]), strict=False):
+                count += len(set(seen.tolist()) & set(rows[user]))
+        counts.append(count)
+    return counts[0], counts[1]
 
 
 def recommend(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
@@ -62,6 +85,9 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     assert "| most-popular |" in (Path(run_dir) / "results.md").read_text()
     assert alone["protocol"]["users"] == 60
     assert set(alone["shortlist_validation_recall@10"]) == {"step_00000003", "step_00000006"}
+
+    excluded, included = run_ranks(seen_items_in_rankings, 1, run_dir)[0]
+    assert excluded == 0 < included
 
     result = run_ranks(recommend, 1, run_dir)[0]
     user = result["user"]

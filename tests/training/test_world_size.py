@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gbla_rec import workspace
-from gbla_rec.config import RunConfig, StreamConfig, TrainingConfig
+from gbla_rec.config import OptimizerConfig, RunConfig, StreamConfig, TrainingConfig
 
 TOLERANCE = 2e-5
 """Relative: fp32 sums in another order, over a few steps of a growing difference."""
@@ -20,6 +20,14 @@ def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool =
     from gbla_rec.training import trainer
 
     targets: list[int] = []
+    trainers: list[Any] = []
+    run = trainer.Trainer.run
+
+    def keep_and_run(self: Any) -> Path:
+        trainers.append(self)
+        return run(self)
+
+    trainer.Trainer.run = keep_and_run  # type: ignore[method-assign]
     remember = trainer._remember
 
     def count(batches: Any, in_flight: Any) -> Any:
@@ -33,9 +41,31 @@ def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool =
     return {
         "losses": [line["loss"] for line in lines if line["kind"] == "train"],
         "nll": [line["nll"] for line in lines if line["kind"] == "validation"],
+        "gradient_norms": [line["gradient_norm"] for line in lines if line["kind"] == "train"],
+        "table_norm": moved_by(trainers[0]),
         "targets": targets,
         "run_dir": str(run_dir),
     }
+
+
+def moved_by(trainer: Any) -> float:
+    """How far training moved the item tables from their initial weights: the Euclidean norm over all shards of all ranks."""
+    import torch.distributed as dist
+
+    from gbla_rec.models.embeddings import initialize_tables
+
+    tables = trainer.parts.retriever.tables
+    shards = {name: value.local_shards() for name, value in tables.state_dict().items() if "item_hash" in name}
+    after = {name: [shard.tensor.clone() for shard in local] for name, local in shards.items()}
+    initialize_tables(tables, trainer.config.seed)
+    moved = []
+    for name, local in shards.items():
+        for shard, trained in zip(local, after[name], strict=True):
+            moved.append((trained - shard.tensor).square().sum())
+    # a rank may hold no shard
+    total = sum(moved, start=next(trainer.parts.retriever.history.parameters()).new_zeros(()).detach())
+    dist.all_reduce(total)
+    return float(total.sqrt())
 
 
 def with_sharding(config: RunConfig, sharding: str) -> RunConfig:
@@ -45,7 +75,8 @@ def with_sharding(config: RunConfig, sharding: str) -> RunConfig:
 
 @pytest.mark.usefixtures("tiny_workspace")
 def test_two_ranks_see_the_curve_of_one(run_ranks: Any, tiny_run: Any) -> None:
-    config = tiny_run()
+    # a large eps: without it both optimisers hide a gradient of the wrong scale
+    config = tiny_run(optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=2, table_learning_rate=1.0, table_eps=1.0))
     alone = run_ranks(train_and_read, 1, config)[0]
     assert len(alone["losses"]) == config.training.num_steps
     # it learns
@@ -54,6 +85,8 @@ def test_two_ranks_see_the_curve_of_one(run_ranks: Any, tiny_run: Any) -> None:
         first, second = run_ranks(train_and_read, 2, with_sharding(config, sharding))
         assert first["targets"] != second["targets"], "the ranks must have unequal shares for this test to mean something"
         assert first["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE), sharding
+        assert first["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-3), sharding
+        assert first["table_norm"] == pytest.approx(alone["table_norm"], rel=1e-4), sharding
         assert first["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE), sharding
 
 

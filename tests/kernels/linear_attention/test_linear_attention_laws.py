@@ -101,7 +101,8 @@ def test_permuting_the_tokens_of_a_row_permutes_the_result(length: int, normaliz
         assert relative_error(actual[name], value if name == "d_norm_weight" else value[order]) < 1e-10, name
 
 
-@given(lengths=lengths_strategy, shift=st.floats(-80, 80), options=switches)
+@given(lengths=lengths_strategy, shift=st.floats(-5000, 5000), options=switches)
+@example(lengths=[3, 65], shift=5000.0, options={"feature_map": "elu1", "normalize": False, "direction": "bidirectional"})
 def test_adding_a_constant_to_a_rows_gates_changes_nothing(lengths: list[int], shift: float, options: Options) -> None:
     inputs, layout = small_inputs(lengths)
     expected = outputs_and_gradients(op(layout, **options), inputs)
