@@ -28,9 +28,8 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.streamable import Pipelineable
 
 from gbla_rec.checkpoint.process_group import on_first_rank, process_group
-from gbla_rec.config import EncoderConfig  # changed
 from gbla_rec.models.embeddings import encode_jagged  # changed
-from gbla_rec.models.encoder import HybridEncoder  # changed
+from gbla_rec.models.encoder import EncoderConfig, HybridEncoder  # changed
 
 NUM_ITEMS, DIM, ROWS_PER_BATCH, NUM_STEPS = 100, 32, 32, 200
 

@@ -5,6 +5,7 @@ A run is a function in ``gbla_rec/recipes.py`` that returns a ``RunConfig``; the
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -28,6 +29,12 @@ def _require_positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(value > 0, f"{type(config).__name__}.{name}", "be positive", value)
+
+
+def _require_plain_name(argument: str, name: str) -> None:
+    """Names become directories and glob patterns."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None
+    _require(is_plain, argument, "consist of letters, digits, '.', '_' and '-', and begin with a letter or digit", name)
 
 
 def _require_choice(config: object, name: str, choices: object) -> None:
@@ -90,7 +97,7 @@ class PrepareConfig:
     """Bounds the memory of preparation and of the training reader: one shard is read at a time."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name) and "/" not in self.name, "PrepareConfig.name", "be a plain name without '/'", self.name)
+        _require_plain_name("PrepareConfig.name", self.name)
         _require_positive(self, "max_events_per_shard")
 
 
@@ -170,6 +177,7 @@ class EncoderConfig:
         _require_choice(self, "direction", Direction)
         _require_choice(self, "feature_map", FeatureMap)
         _require_positive(self, "model_dim", "num_heads", "num_repeats", "conv_width", "rope_base")
+        _require(self.ffn_dim is None or self.ffn_dim > 0, "EncoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
         _require(
             self.model_dim % (2 * self.num_heads) == 0,
             "EncoderConfig.model_dim",
@@ -206,6 +214,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_heads")
+        _require(self.ffn_dim is None or self.ffn_dim > 0, "DecoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
         _require(0 <= self.label_smoothing < 1, "DecoderConfig.label_smoothing", "lie in [0, 1)", self.label_smoothing)
         _require(0 <= self.dropout < 1, "DecoderConfig.dropout", "lie in [0, 1)", self.dropout)
 
@@ -276,7 +285,12 @@ class OptimizerConfig:
     """Global norm of the dense gradients; the fused tables step inside backward and are not clipped."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "table_learning_rate", "learning_rate", "clip_grad_norm")
+        _require_positive(self, "table_learning_rate", "table_eps", "learning_rate", "clip_grad_norm")
+        _require(self.weight_decay >= 0, "OptimizerConfig.weight_decay", "not be negative", self.weight_decay)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            _require(0 <= beta < 1, f"OptimizerConfig.{name}", "lie in [0, 1)", beta)
+        final = self.final_learning_rate_fraction
+        _require(0 <= final <= 1, "OptimizerConfig.final_learning_rate_fraction", "lie in [0, 1]", final)
         _require(self.warmup_steps >= 0, "OptimizerConfig.warmup_steps", "not be negative", self.warmup_steps)
 
 
@@ -326,9 +340,11 @@ class RunConfig:
     """One training run, complete: dataset, semantic IDs, model, stream, optimiser, evaluation."""
 
     name: str
+    """Name of the run's directory in the workspace; evaluate and recommend find it by this name."""
     dataset: str
     """Name of a prepared dataset in the workspace."""
     seed: int = 0
+    """Of the initial weights, the order of samples and dropout."""
     semantic_ids: SemanticIdConfig = field(default_factory=SemanticIdConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -338,7 +354,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for argument, value in (("name", self.name), ("dataset", self.dataset)):
-            _require(bool(value) and "/" not in value, f"RunConfig.{argument}", "be a plain name without '/'", value)
+            _require_plain_name(f"RunConfig.{argument}", value)
 
 
 def to_json(config: Any) -> str:
@@ -353,6 +369,19 @@ def from_json(kind: type[ConfigT], text: str) -> ConfigT:
         ValueError: if the text names a field that ``kind`` lacks, or a value breaks a rule of the config.
     """
     return cast(ConfigT, _build(kind, json.loads(text), kind.__name__))
+
+
+def differing_fields(first: object, second: object, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two configs of one class differ."""
+    assert dataclasses.is_dataclass(first)
+    names = []
+    for item in dataclasses.fields(first):
+        left, right = getattr(first, item.name), getattr(second, item.name)
+        if dataclasses.is_dataclass(left):
+            names += differing_fields(left, right, f"{prefix}{item.name}.")
+        elif left != right:
+            names.append(prefix + item.name)
+    return names
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

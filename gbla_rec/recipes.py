@@ -51,15 +51,22 @@ def movielens_small() -> RunConfig:
 
 
 def own_data() -> RunConfig:
-    """A starting point for a log of one's own: give ``--name`` and ``--dataset``, then size tables and steps to the data."""
+    """A starting point for a log of one's own: give ``--name`` and ``--dataset``, then size it to the data and the machine.
+
+    As it stands it fits a laptop and some hundred thousand events. With more: ``rows_per_table`` about the number of items,
+    ``num_steps`` for some ten epochs (an epoch is events x max_history_length / (2 x targets_per_cut) tokens at most), and on
+    a GPU ``model_dim`` 512, ``num_repeats`` 2, ``tokens_per_batch`` 65,536, ``max_history_length`` 8,192.
+    """
     return RunConfig(
         name="own_data",
         dataset="own_data",
         model=ModelConfig(
-            embedding=EmbeddingConfig(rows_per_table=1 << 20, dim=128),
-            encoder=EncoderConfig(model_dim=512, num_heads=8, pattern="SGG", num_repeats=2, dropout=0.1),
-            decoder=DecoderConfig(num_heads=8, dropout=0.1),
+            embedding=EmbeddingConfig(rows_per_table=1 << 16, dim=64),
+            encoder=EncoderConfig(model_dim=128, num_heads=4, pattern="SGG", dropout=0.1),
+            decoder=DecoderConfig(num_heads=4, dropout=0.1),
         ),
+        stream=StreamConfig(tokens_per_batch=4_096, max_history_length=512, targets_per_cut=8),
+        training=TrainingConfig(num_steps=1_000, validate_every=200, save_every=200),
     )
 
 

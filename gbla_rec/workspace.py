@@ -39,17 +39,22 @@ def new_run_dir(run_name: str) -> Path:
     return runs_dir(run_name) / datetime.now(UTC).strftime("%Y%m%dT%H%M%S_%fZ")
 
 
-def latest_run_dir(run_name: str | None = None) -> Path:
+def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False) -> Path:
     """The newest run called ``run_name``, or the newest of all runs.
+
+    Args:
+        run_name: None takes all runs.
+        with_checkpoint: pass over runs that saved nothing yet.
 
     Raises:
         FileNotFoundError: if there is none; the message says how to make one.
     """
-    found = (root() / "runs").glob(f"{run_name or '*'}/*/config.json")
-    newest = max((path.parent for path in found), key=lambda path: path.name, default=None)
+    found = [path.parent for path in (root() / "runs").glob(f"{run_name or '*'}/*/config.json")]
+    if with_checkpoint:
+        found = [path for path in found if any(path.glob("checkpoints/step_*/progress.json"))]
+    newest = max(found, key=lambda path: path.name, default=None)
     if newest is None:
-        kind = f"called {run_name!r} " if run_name else ""
-        raise FileNotFoundError(
-            f"no run {kind}in {root() / 'runs'}; train one with: gbla-rec train --recipe {run_name or 'movielens_small'}"
-        )
+        kind = f" called {run_name!r}" if run_name else ""
+        saved = " with a checkpoint" if with_checkpoint else ""
+        raise FileNotFoundError(f"no run{kind}{saved} in {root() / 'runs'}; train one with: gbla-rec train (--name is the run's name)")
     return newest

@@ -248,7 +248,7 @@ def tiny_run() -> Any:
             stream=c.StreamConfig(tokens_per_batch=300, max_history_length=100, targets_per_cut=4),
             optimizer=c.OptimizerConfig(learning_rate=5e-3, warmup_steps=2),
             training=c.TrainingConfig(num_steps=6, validate_every=3, save_every=2, log_every=1, validation_users=20),
-            evaluation=c.EvaluationConfig(num_beams=10, cutoffs=(5, 10), tokens_per_batch=400, bootstrap_samples=50),
+            evaluation=c.EvaluationConfig(num_beams=10, cutoffs=(2, 5), tokens_per_batch=400, bootstrap_samples=50),
         )
         return dataclasses.replace(base, **changes)
 

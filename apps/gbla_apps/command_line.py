@@ -29,8 +29,18 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
     except EXPECTED_ERRORS as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK")
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; what was saved is kept, and gbla-rec train --resume goes on from there", file=sys.stderr)
+        raise SystemExit(130) from interrupt
+
+
+def print_once(text: str) -> None:
+    """Print on the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def _silence_libraries() -> None:
@@ -44,8 +54,11 @@ def _silence_libraries() -> None:
 def parse_run_config(program: str, description: str, arguments: Sequence[str]) -> RunConfig:
     """``--recipe NAME`` and overrides of its fields, e.g. ``--model.encoder.pattern SG``."""
     name, rest = _take_recipe(arguments)
-    default = recipe(name or "movielens_small")
-    text = f"{description} --recipe NAME chooses the defaults below: {', '.join(sorted(RECIPES))}."
+    is_help = any(argument in ("-h", "--help") for argument in rest)
+    if name is None and not is_help:
+        raise ValueError(f"--recipe must be given, one of {', '.join(sorted(RECIPES))}; for a log of your own: --recipe own_data")
+    default = recipe(name or "own_data")
+    text = f"{description} --recipe NAME (one of {', '.join(sorted(RECIPES))}) is required and chooses the defaults below."
     config = (tyro.conf.FlagConversionOff,)
     return tyro.cli(RunConfig, prog=f"gbla-rec {program}", description=text, args=rest, default=default, config=config)
 
@@ -67,4 +80,4 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def chosen_run(options: argparse.Namespace) -> Path:
     """The run directory that the options of ``add_run_options`` name."""
     run: Path | None = options.run
-    return run if run is not None else workspace.latest_run_dir(options.recipe)
+    return run if run is not None else workspace.latest_run_dir(options.recipe, with_checkpoint=True)

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="gbla-rec demo", description="Prepare, tokenize, train, evaluate and recommend on MovieLens.")
     parser.add_argument("--ranks", type=int, default=default_ranks(), help="processes that train together (default: GPUs, or 2 on CPU)")
     parser.add_argument("--user", default="414", help="whom to recommend to (default: the user with the longest history)")
-    options, overrides = parser.parse_known_args(arguments)
+    options = parser.parse_args(arguments)
     started = time.monotonic()
     config = recipe(RECIPE)
     if not workspace.dataset_dir(config.dataset).exists():
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     if not workspace.semantic_ids_dir(config.dataset).exists():
         step("items get semantic IDs", ["-m", "gbla_apps.tokenize", "--recipe", RECIPE])
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m"]
-    step("a sharded hybrid encoder learns", [*ranks, "gbla_apps.train", "--recipe", RECIPE, *overrides])
+    step("a sharded hybrid encoder learns", [*ranks, "gbla_apps.train", "--recipe", RECIPE])
     step("beam search over the whole catalogue, beside baselines", [*ranks, "gbla_apps.evaluate", "--recipe", RECIPE])
     step("the next films of one user", ["-m", "gbla_apps.recommend", "--recipe", RECIPE, "--user", options.user])
     print(f"\nall of it took {time.monotonic() - started:.0f} s")

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from gbla_apps import command_line
 from gbla_rec.checkpoint.process_group import process_group
-from gbla_rec.evaluation.evaluate import RESULTS, evaluate
+from gbla_rec.checkpoint.run_directory import RESULTS
+from gbla_rec.evaluation.evaluate import evaluate
 from gbla_rec.evaluation.table import results_table
 
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="gbla-rec evaluate", description="Evaluate a trained run on its test split.")
     command_line.add_run_options(parser)
     run_dir = command_line.chosen_run(parser.parse_args(arguments))
+    command_line.print_once(f"run {run_dir}")
     with process_group() as device:
         results = evaluate(run_dir, device=device)
         if dist.get_rank() == 0:

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     dataset = prepare(config, workspace.dataset_dir(config.name))
     manifest = dataset.manifest
     print(f"{dataset.path}: {manifest.num_users:,} users, {manifest.num_items:,} items, {manifest.num_events:,} events")
+    print(f"users with targets: {manifest.num_validation_users:,} for validation, {manifest.num_test_users:,} for test")
 
 
 if __name__ == "__main__":

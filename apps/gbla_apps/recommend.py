@@ -22,8 +22,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=10, metavar="N", help="items to print (default: 10)")
     parser.add_argument("--repeat", action="store_true", help="allow items of the history")
     options = parser.parse_args(arguments)
+    run_dir = command_line.chosen_run(options)
+    command_line.print_once(f"run {run_dir}")
     with process_group() as device:
-        recommender = Recommender.open(command_line.chosen_run(options), device)
+        recommender = Recommender.open(run_dir, device)
         if options.user is not None:
             recommendation = recommender.for_user(options.user, options.count, exclude_history=not options.repeat)
         else:

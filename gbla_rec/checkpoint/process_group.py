@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 ResultT = TypeVar("ResultT")
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=30)
+"""Other ranks wait this long, for example while rank 0 ranks with the baselines."""
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from gbla_rec.data.histories import StreamPosition
 
 CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.json"
+RESULTS = "results.json"
 TEMPORARY_PREFIX = ".tmp-"
 PACKAGES = ("gbla-rec", "torch", "torchrec", "triton", "polars", "numpy")
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import Checkpoint, best_checkpoints, code_version, read_config, write_text
+from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, code_version, read_config, write_text
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.config import EvaluationConfig
@@ -29,9 +29,9 @@ from gbla_rec.models.baselines import ItemKNN, MostPopular
 from gbla_rec.retrieval.generate import generate_items
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
-RESULTS = "results.json"
 RESULTS_TABLE = "results.md"
-SHORTLIST_METRIC_CUTOFF = 10
+SHORTLIST_CUTOFF = 10
+"""Checkpoints are chosen by validation Recall at this cutoff, or at the largest one that is evaluated."""
 Ranker = Callable[[HistoryBatch], NDArray[np.int64]]
 Int64Array = NDArray[np.int64]
 
@@ -56,7 +56,7 @@ def rank_with_model(parts: RunParts, trie: PrefixTrie, split: Literal["validatio
     config = parts.config.evaluation
     num_results = max(config.cutoffs)
     parts.model.eval()
-    found: list[tuple[HistoryBatch, Int64Array]] = []
+    found: list[RankedUsers] = []
     for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users):
         # every rank encodes, empty batch or not: the sharded tables need all ranks
         with parts.autocast():
@@ -72,10 +72,10 @@ def rank_with_model(parts: RunParts, trie: PrefixTrie, split: Literal["validatio
                 denied_items=torch.from_numpy(histories.seen_items).to(parts.device) if config.exclude_history else None,
                 denied_offsets=torch.from_numpy(histories.seen_offsets).to(parts.device) if config.exclude_history else None,
             )
-        found.append((histories, result.items.cpu().numpy()))
-    gathered: list[list[tuple[HistoryBatch, Int64Array]]] = [[] for _ in range(dist.get_world_size())]
+        found.append(_ranked(histories, result.items.cpu().numpy()))
+    gathered: list[list[RankedUsers]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, found)
-    return _in_user_order([pair for rank in gathered for pair in rank], num_results)
+    return _in_user_order([part for rank in gathered for part in rank], num_results)
 
 
 def rank_with_baseline(
@@ -83,15 +83,19 @@ def rank_with_baseline(
 ) -> RankedUsers:
     """Rank every user of ``split`` with ``ranker``, which sees the user's whole history before the targets."""
     batches = evaluation_batches(dataset, split, tokens_per_batch=1_000_000, max_history_length=1, num_users=num_users, seed=seed)
-    return _in_user_order([(histories, ranker(histories)) for histories in batches], num_results)
+    return _in_user_order([_ranked(histories, ranker(histories)) for histories in batches], num_results)
 
 
-def _in_user_order(found: list[tuple[HistoryBatch, Int64Array]], num_results: int) -> RankedUsers:
-    user_rows = np.concatenate([np.zeros(0, np.int64), *(histories.user_rows for histories, _ in found)])
-    ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(items for _, items in found)])
-    targets = [
-        row for histories, _ in found if len(histories.user_rows) for row in np.split(histories.targets, histories.target_offsets[1:-1])
-    ]
+def _ranked(histories: HistoryBatch, ranked: Int64Array) -> RankedUsers:
+    # without the histories: the parts travel to every rank
+    return RankedUsers(histories.user_rows, ranked, histories.targets, histories.target_offsets)
+
+
+def _in_user_order(parts: list[RankedUsers], num_results: int) -> RankedUsers:
+    """One table of all parts, users in the dataset's order."""
+    user_rows = np.concatenate([np.zeros(0, np.int64), *(part.user_rows for part in parts)])
+    ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(part.ranked for part in parts)])
+    targets = [row for part in parts if len(part.user_rows) for row in np.split(part.targets, part.target_offsets[1:-1])]
     order = np.argsort(user_rows, kind="stable")
     ordered_targets = [targets[i] for i in order]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered_targets])]).astype(np.int64)
@@ -99,17 +103,18 @@ def _in_user_order(found: list[tuple[HistoryBatch, Int64Array]], num_results: in
 
 
 def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple[Checkpoint, dict[str, float]]:
-    """The shortlisted checkpoint of the best validation Recall@10 by beam search; its weights are loaded when this returns.
+    """The shortlisted checkpoint of the best validation recall by beam search; its weights are loaded when this returns.
 
     Returns:
         The checkpoint and the recall of every shortlisted one by directory name.
     """
+    cutoff = min(SHORTLIST_CUTOFF, max(parts.config.evaluation.cutoffs))
     shortlist = best_checkpoints(run_dir, parts.config.training.keep_best)
     recalls: dict[str, float] = {}
     for checkpoint in shortlist:
         load_checkpoint(checkpoint, parts.model, None)
         ranked = rank_with_model(parts, trie, "validation", parts.config.evaluation.shortlist_users)
-        per_user = recall_at_k(ranked.ranked, ranked.targets, ranked.target_offsets, SHORTLIST_METRIC_CUTOFF)
+        per_user = recall_at_k(ranked.ranked, ranked.targets, ranked.target_offsets, cutoff)
         recalls[checkpoint.path.name] = float(per_user.mean()) if len(per_user) else 0.0
     best = max(shortlist, key=lambda checkpoint: recalls[checkpoint.path.name])
     load_checkpoint(best, parts.model, None)
@@ -135,7 +140,7 @@ def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
         results = {
             "run": str(run_dir),
             "checkpoint": best.path.name,
-            "shortlist_validation_recall@10": shortlist,
+            "shortlist_validation_recall": shortlist,
             "dataset": {"name": config.dataset, "content_hash": parts.dataset.manifest.content_hash},
             "protocol": {
                 "split": "test",

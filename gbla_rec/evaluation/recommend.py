@@ -1,6 +1,7 @@
 """Recommendations with titles, for a user of the dataset or for a history given by titles or ids."""
 
 import difflib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from gbla_rec.checkpoint.run_directory import best_checkpoints, read_config
+from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, checkpoints, read_config
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.data.histories import HistoryBatch
@@ -41,9 +42,9 @@ class Recommender:
 
     @classmethod
     def open(cls, run_dir: Path, device: torch.device) -> "Recommender":
-        """Load the checkpoint of lowest validation NLL of a run."""
+        """Load the checkpoint that evaluation chose, or before evaluation that of lowest validation NLL."""
         parts = RunParts.open(read_config(run_dir), device)
-        load_checkpoint(best_checkpoints(run_dir, 1)[0], parts.model, None)
+        load_checkpoint(_chosen_checkpoint(run_dir), parts.model, None)
         return cls(parts)
 
     def for_user(self, user_id: str, count: int, *, exclude_history: bool = True) -> Recommendation:
@@ -117,6 +118,8 @@ class Recommender:
 
     def _resolve(self, parts: list[str]) -> list[int]:
         """Item indices of comma-separated entries; neighbouring entries are joined while that names an item."""
+        if not any(parts):
+            raise ValueError("history must name at least one item, got nothing")
         found, start = [], 0
         while start < len(parts):
             for stop in range(len(parts), start, -1):
@@ -146,4 +149,13 @@ class Recommender:
             return f"history entry {name!r} names several items: {[self.titles[i] for i in matches[:5]]}; give the full title or the id"
         similar = difflib.get_close_matches(name, self.titles, n=3, cutoff=0.4)
         containing = [title for title in self.titles if name.casefold() in title.casefold()][:3]
-        return f"history entry {name!r} names no item of the dataset; did you mean one of {[*containing, *similar][:5]}?"
+        return (
+            f"history entry {name!r} names no item of the dataset; did you mean one of {list(dict.fromkeys([*containing, *similar]))[:5]}?"
+        )
+
+
+def _chosen_checkpoint(run_dir: Path) -> Checkpoint:
+    results = run_dir / RESULTS
+    chosen = json.loads(results.read_text())["checkpoint"] if results.exists() else None
+    by_name = {checkpoint.path.name: checkpoint for checkpoint in checkpoints(run_dir)}
+    return by_name[chosen] if chosen in by_name else best_checkpoints(run_dir, 1)[0]

@@ -10,6 +10,8 @@ from gbla_rec.config import EncoderConfig
 from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, SwiGLU
 
+__all__ = ["EncoderBlock", "EncoderConfig", "HybridEncoder", "recency_buckets"]
+
 RECENCY_BUCKETS_PER_OCTAVE = 4
 NUM_RECENCY_BUCKETS = 24 * RECENCY_BUCKETS_PER_OCTAVE
 

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from gbla_rec.checkpoint.run_directory import write_text
+
 METRICS = "metrics.jsonl"
 
 
@@ -34,7 +36,8 @@ class RunLog:
         self._bar = Progress(*columns, console=console, disable=not self._is_live)
         self._task = self._bar.add_task("train", total=num_steps, completed=first_step, status="")
         self._num_steps, self._first_step = num_steps, first_step
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        _forget_after(run_dir / METRICS, first_step)
         self._lines = (run_dir / METRICS).open("a", buffering=1)
         self._started = time.monotonic()
 
@@ -90,3 +93,18 @@ class RunLog:
         elapsed = time.monotonic() - self._started
         left = elapsed / max(step - self._first_step, 1) * (self._num_steps - step)
         return f"{left:.0f} s left"
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: the resumed run logs those steps again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            # the line that the kill cut short
+            continue
+    write_text(path, "".join(kept))

@@ -27,7 +27,7 @@ from gbla_rec.checkpoint.run_directory import (
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.sharding import describe_plan
 from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
-from gbla_rec.config import RunConfig, TrainingConfig
+from gbla_rec.config import RunConfig, TrainingConfig, differing_fields
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.stream import TrainingStream
@@ -84,9 +84,11 @@ class Trainer:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
             window = self._train_until(stop, batches, window, log)
+            self._require_finite(window)
+            paused = time.monotonic()
             is_validation = stop % training.validate_every == 0 or stop == training.num_steps
             self._save(self._validate(training, log) if is_validation else None)
-            window.started = time.monotonic()
+            window.started += time.monotonic() - paused
 
     def _train_until(self, stop: int, batches: Iterator[Batch], window: _Window, log: RunLog) -> _Window:
         """Train up to step ``stop``; nothing is in flight before and after, so the model can be read and saved."""
@@ -94,33 +96,38 @@ class Trainer:
         stretch = _remember(itertools.islice(batches, stop - self.step), in_flight)
         # the pipeline asks for zero_grad and step only
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(self.model, optimizer, self.parts.device)
+        pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(
+            self.model, optimizer, self.parts.device, custom_model_fwd=self._forward
+        )
         self.model.train()
         while self.step < stop:
-            with self.parts.autocast():
-                nll = pipeline.progress(stretch)
+            nll = pipeline.progress(stretch)
             batch = in_flight.popleft()
             assert batch.next_position is not None
             self.step, self.position = self.step + 1, batch.next_position
             window.nll += nll.sum()
             window.targets += batch.num_global_targets
             window.tokens += batch.num_global_tokens
-            if self.step % self.config.training.log_every == 0 or self.step == self.config.training.num_steps:
+            if self.step % self.config.training.log_every == 0 or self.step in (1, self.config.training.num_steps):
                 window = self._report(window, log)
         pipeline.detach()
         return window
+
+    def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
+        # autocast around forward alone: backward follows the dtypes of forward
+        with self.parts.autocast():
+            loss, nll = self.model(batch)
+        return loss, nll
 
     def _batches(self) -> Iterator[Batch]:
         for histories in self.stream.batches(self.position):
             yield self.parts.collator(histories)
 
     def _report(self, window: _Window, log: RunLog) -> _Window:
-        dist.all_reduce(window.nll)
-        loss = float(window.nll) / max(window.targets, 1)
-        if not loss < float("inf"):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.step}; lower --optimizer.learning-rate, or resume an older checkpoint"
-            )
+        self._require_finite(window)
+        total = window.nll.clone()
+        dist.all_reduce(total)
+        loss = float(total) / max(window.targets, 1)
         log.training(
             self.step,
             loss=loss,
@@ -130,6 +137,16 @@ class Trainer:
             tokens=window.tokens,
         )
         return _Window(torch.zeros_like(window.nll))
+
+    def _require_finite(self, window: _Window) -> None:
+        """Stop all ranks before a bad state is saved: the newest checkpoint stays a good one."""
+        is_bad = (~torch.isfinite(window.nll)).to(torch.float32)
+        dist.all_reduce(is_bad)
+        if float(is_bad) > 0:
+            raise FloatingPointError(
+                f"the loss is not finite at or before step {self.step}, nothing was saved since the newest checkpoint of {self.run_dir}; "
+                "start a new run with a lower --optimizer.learning-rate"
+            )
 
     @torch.no_grad()
     def _validate(self, training: TrainingConfig, log: RunLog) -> float:
@@ -211,9 +228,11 @@ def _open_run(config: RunConfig, resume: bool, dataset_hash: str) -> Path:
         except FileNotFoundError:
             pass
         else:
-            if read_config(run_dir) != config:
+            differing = differing_fields(read_config(run_dir), config)
+            if differing:
                 raise ValueError(
-                    f"cannot resume {run_dir}: its config.json differs from this config; give the same options, or leave --resume out"
+                    f"cannot resume {run_dir}: its config.json differs in {', '.join(differing)}; give the same options, "
+                    "or leave --resume out"
                 )
             return run_dir
     run_dir = workspace.new_run_dir(config.name)

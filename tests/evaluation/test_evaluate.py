@@ -79,12 +79,12 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     both = run_ranks(evaluate_run, 2, run_dir)
     assert both[0]["methods"] == both[1]["methods"] == alone["methods"]
     assert list(alone["methods"]) == ["tiny", "most-popular", "item-kNN"]
-    assert list(alone["methods"]["tiny"]) == ["Recall@5", "Recall@10", "NDCG@5", "NDCG@10"]
+    assert list(alone["methods"]["tiny"]) == ["Recall@2", "Recall@5", "NDCG@2", "NDCG@5"]
     assert "first_minus_this" in alone["methods"]["item-kNN"]["Recall@5"]
     assert json.loads((Path(run_dir) / "results.json").read_text())["methods"] == alone["methods"]
     assert "| most-popular |" in (Path(run_dir) / "results.md").read_text()
     assert alone["protocol"]["users"] == 60
-    assert set(alone["shortlist_validation_recall@10"]) == {"step_00000003", "step_00000006"}
+    assert set(alone["shortlist_validation_recall"]) == {"step_00000003", "step_00000006"}
 
     excluded, included = run_ranks(seen_items_in_rankings, 1, run_dir)[0]
     assert excluded == 0 < included
@@ -104,32 +104,12 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
 
 
 def test_gathered_parts_come_back_in_user_order() -> None:
-    from gbla_rec.data.histories import HistoryBatch
+    def part(users: list[int], targets: list[list[int]], ranked: list[list[int]]) -> RankedUsers:
+        flat = [item for row in targets for item in row]
+        offsets = np.cumsum([0, *map(len, targets)])
+        return RankedUsers(np.array(users, np.int64), np.array(ranked, np.int64).reshape(-1, 2), np.array(flat, np.int64), offsets)
 
-    def part(users: list[int], targets: list[list[int]]) -> HistoryBatch:
-        empty = np.zeros(0, np.int64)
-        return HistoryBatch(
-            user_rows=np.array(users, dtype=np.int64),
-            items=empty,
-            offsets=np.zeros(len(users) + 1, np.int64),
-            context={},
-            targets=np.array([item for row in targets for item in row], dtype=np.int64),
-            target_offsets=np.cumsum([0, *map(len, targets)]),
-            token_keys=empty,
-            seen_items=empty,
-            seen_offsets=np.zeros(len(users) + 1, np.int64),
-            global_num_targets=0,
-            global_num_tokens=0,
-            position=None,
-            next_position=None,
-        )
-
-    found = [
-        (part([5, 1], [[50, 51], [10]]), np.array([[5, 5], [1, 1]])),
-        (part([], []), np.zeros((0, 2), np.int64)),
-        (part([3], [[]]), np.array([[3, 3]])),
-    ]
-    together = _in_user_order(found, 2)
+    together = _in_user_order([part([5, 1], [[50, 51], [10]], [[5, 5], [1, 1]]), part([], [], []), part([3], [[]], [[3, 3]])], 2)
     expected = RankedUsers(np.array([1, 3, 5]), np.array([[1, 1], [3, 3], [5, 5]]), np.array([10, 50, 51]), np.array([0, 1, 1, 3]))
     for name in ("user_rows", "ranked", "targets", "target_offsets"):
         assert np.array_equal(getattr(together, name), getattr(expected, name)), name
