@@ -1,10 +1,14 @@
 """The command line: help a person can read, one line for an error, and the whole path in real processes."""
 
+import dataclasses
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -60,6 +64,50 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path) -> None:
     assert "names no item of the dataset; did you mean one of" in unknown.stderr
 
 
+TINY = """--recipe movielens_small --dataset tiny --semantic-ids.embedding text --semantic-ids.embedding-dim 8
+    --semantic-ids.min-codebook-width 8 --semantic-ids.dedup-width 8 --semantic-ids.kmeans-iterations 5 --semantic-ids.num-levels 3
+    --semantic-ids.codebook-width None --model.embedding.context-features kind --model.embedding.rows-per-table 64
+    --stream.tokens-per-batch 300 --training.validate-every 40 --training.save-every 10 --training.log-every 1
+    --training.num-steps 40""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace: Path) -> None:
+    run("train", *TINY, "--name", "whole")
+    command = [sys.executable, "-m", "gbla_apps.train", *TINY, "--name", "killed"]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tiny_workspace.glob("runs/killed/*/checkpoints/step_*/progress.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    # what a kill in the middle of a save leaves behind
+    (checkpoint,) = sorted(tiny_workspace.glob("runs/killed/*/checkpoints/step_*"))[-1:]
+    checkpoint.with_name(".tmp-step_00000099").mkdir()
+    run("train", *TINY, "--name", "killed", "--resume")
+    whole, killed = (logged(tiny_workspace, name) for name in ("whole", "killed"))
+    assert [line["step"] for line in killed] == [line["step"] for line in whole]
+    for key in ("loss", "nll"):
+        before, after = ([line[key] for line in lines if key in line] for lines in (whole, killed))
+        assert before and after == pytest.approx(before, rel=1e-9)
+    assert not list(tiny_workspace.glob("runs/killed/*/checkpoints/.tmp-*"))
+
+
+def logged(workspace: Path, name: str) -> list[dict[str, Any]]:
+    (path,) = workspace.glob(f"runs/{name}/*/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_diverged_run_stops_before_it_saves(tiny_workspace: Path) -> None:
+    stopped = run("train", *TINY, "--name", "wild", "--optimizer.learning-rate", "1e30", "--training.log-every", "1000", ok=False)
+    assert "the loss is not finite at or before step 10, nothing was saved" in stopped.stderr
+    assert not list(tiny_workspace.glob("runs/wild/*/checkpoints/step_*"))
+    assert "no run called 'wild' with a checkpoint" in run("evaluate", "--recipe", "wild", ok=False).stderr
+
+
 def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gbla-rec", "--help"])
     cli.main()
@@ -100,6 +148,27 @@ def test_an_error_is_one_line_unless_asked(capsys: pytest.CaptureFixture[str], m
 def test_recipes_are_complete_and_documented(name: str) -> None:
     assert recipe(name).name == name
     assert RECIPES[name].__doc__
+
+
+def test_the_recipe_must_be_named() -> None:
+    with pytest.raises(ValueError, match="--recipe must be given, one of movielens_small, own_data"):
+        command_line.parse_run_config("tokenize", "", ["--dataset", "mydata"])
+
+
+@pytest.mark.parametrize("name", ["..", "", "a/b", "a*", ".hidden"])
+def test_names_that_are_no_directory_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"RunConfig.name must consist of letters"):
+        dataclasses.replace(recipe("movielens_small"), name=name)
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(interrupt, [])
+    assert stopped.value.code == 130
+    assert "--resume goes on" in capsys.readouterr().err
 
 
 def test_unknown_recipe_is_refused_with_the_list() -> None:
