@@ -54,7 +54,7 @@ def own_data() -> RunConfig:
     """A starting point for a log of one's own: give ``--name`` and ``--dataset``, then size it to the data and the machine.
 
     As it stands it fits a laptop and some hundred thousand events. With more: ``rows_per_table`` about the number of items,
-    ``num_steps`` for some ten epochs (an epoch is events x max_history_length / (2 x targets_per_cut) tokens at most), and on
+    ``num_steps`` for some ten epochs (an epoch is at most events x max_history_length / targets_per_cut tokens), and on
     a GPU ``model_dim`` 512, ``num_repeats`` 2, ``tokens_per_batch`` 65,536, ``max_history_length`` 8,192.
     """
     return RunConfig(

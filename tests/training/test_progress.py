@@ -1,0 +1,21 @@
+"""The log of a resumed run holds every step once, also when the kill cut a line short."""
+
+import json
+from pathlib import Path
+
+from gbla_rec.training.progress import METRICS, RunLog
+
+
+def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "kind": "train", "loss": float(step)}) for step in (1, 2, 3, 4)]
+    (tmp_path / METRICS).write_text("\n".join([*lines, '{"step": 5, "ki']))
+    with RunLog(tmp_path, num_steps=6, first_step=2, enabled=True) as log:
+        log.training(3, loss=0.5, tokens_per_second=1.0, learning_rate=1.0, gradient_norm=1.0, tokens=1)
+    logged = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in logged] == [(1, 1.0), (2, 2.0), (3, 0.5)]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    with RunLog(tmp_path, num_steps=6, first_step=0, enabled=False) as log:
+        log.validation(1, nll=1.0, num_targets=1)
+    assert not list(tmp_path.iterdir())
