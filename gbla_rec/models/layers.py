@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention
+from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention_packed
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
 
@@ -49,16 +49,15 @@ class GatedBidirectionalLinearAttention(nn.Module):
         """``(L, D)`` to ``(L, D)``; rows are those of ``layout``."""
         if self.conv_weight is not None:
             x = causal_conv1d(x, self.conv_weight, self.conv_bias, layout.offsets, layout=layout, backend=self.backend)
-        query, key, value, output_gate, key_gate, _ = self.in_projection(x).split(self.widths, dim=-1)
-        heads = (x.shape[0], self.config.num_heads, self.head_dim)
-        y = gated_linear_attention(
-            query.view(heads),
-            key.view(heads),
-            value.view(heads),
-            key_gate if self.config.key_gate else None,
-            output_gate.view(heads) if self.config.output_gate else None,
+        y = gated_linear_attention_packed(
+            self.in_projection(x),
             self.norm_weight,
             layout.offsets,
+            num_heads=self.config.num_heads,
+            key_dim=self.head_dim,
+            value_dim=self.head_dim,
+            key_gate=self.config.key_gate,
+            output_gate=self.config.output_gate,
             layout=layout,
             feature_map=self.config.feature_map,
             direction=self.config.direction,

@@ -6,34 +6,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-CHUNK = 64
-"""Tokens per chunk; chunks are row-relative, so a row's result does not depend on who shares its batch."""
+from gbla_kernels.row_splits import RowSplits
 
 
 @dataclass(frozen=True, eq=False)
 class JaggedLayout:
     """Where each row of a jagged ``(L, ...)`` tensor begins and ends.
 
-    ``B`` rows, ``L`` tokens, ``Z`` chunks of ``CHUNK`` tokens (a row's last chunk may be shorter; an empty row has none).
+    ``B`` rows, ``L`` tokens.
 
     Attributes:
         offsets: ``(B + 1,)`` int64 on the batch's device; row ``b`` is ``offsets[b]:offsets[b + 1]``.
         offsets_int32: the same as int32, for kernels that take no int64.
         offsets_cpu: ``(B + 1,)`` int64 on the CPU: lengths are known without a device synchronisation.
-        chunk_rows: ``(Z,)`` int32, the row of each chunk.
-        chunk_starts: ``(Z,)`` int64, the first token of each chunk.
         positions: ``(L,)`` int64, the index of each token inside its row.
         rows: ``(L,)`` int64, the row of each token.
+        row_splits: the work of linear attention: short rows whole, longer ones cut into splits.
+        all_splits: the same with every row cut into splits, for kernels without a path of their own for short rows.
         max_length: tokens of the longest row (0 when there is none).
     """
 
     offsets: Tensor
     offsets_int32: Tensor
     offsets_cpu: Tensor
-    chunk_rows: Tensor
-    chunk_starts: Tensor
     positions: Tensor
     rows: Tensor
+    row_splits: RowSplits
+    all_splits: RowSplits
     max_length: int
     row_lengths: list[int] = field(repr=False)
 
@@ -56,18 +55,14 @@ class JaggedLayout:
         offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64)
         torch.cumsum(lengths, 0, out=offsets[1:])
         rows = torch.repeat_interleave(lengths)
-        chunks_per_row = (lengths + CHUNK - 1) // CHUNK
-        chunk_rows = torch.repeat_interleave(chunks_per_row)
-        first_chunk = torch.cumsum(chunks_per_row, 0) - chunks_per_row
-        chunk_in_row = torch.arange(chunk_rows.numel()) - first_chunk[chunk_rows]
         return cls(
             offsets=offsets,
             offsets_int32=offsets.to(torch.int32),
             offsets_cpu=offsets,
-            chunk_rows=chunk_rows.to(torch.int32),
-            chunk_starts=offsets[chunk_rows] + chunk_in_row * CHUNK,
             positions=torch.arange(rows.numel()) - offsets[rows],
             rows=rows,
+            row_splits=RowSplits.from_lengths(lengths),
+            all_splits=RowSplits.from_lengths(lengths, short_limit=0),
             max_length=int(lengths.max()) if lengths.numel() else 0,
             row_lengths=lengths.tolist(),
         )
@@ -106,10 +101,13 @@ class JaggedLayout:
         """Keep the memory of the device tensors until ``stream`` has passed this point."""
         for name in _DEVICE_TENSORS:
             getattr(self, name).record_stream(stream)
+        for table in (*self.row_splits.tensors(), *self.all_splits.tensors()):
+            table.record_stream(stream)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "JaggedLayout":
         moved = {name: function(getattr(self, name)) for name in _DEVICE_TENSORS}
-        return JaggedLayout(**moved, offsets_cpu=self.offsets_cpu, max_length=self.max_length, row_lengths=self.row_lengths)
+        splits = {"row_splits": self.row_splits.map(function), "all_splits": self.all_splits.map(function)}
+        return JaggedLayout(**moved, **splits, offsets_cpu=self.offsets_cpu, max_length=self.max_length, row_lengths=self.row_lengths)
 
 
-_DEVICE_TENSORS = ("offsets", "offsets_int32", "chunk_rows", "chunk_starts", "positions", "rows")
+_DEVICE_TENSORS = ("offsets", "offsets_int32", "positions", "rows")

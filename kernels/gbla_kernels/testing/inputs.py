@@ -3,14 +3,21 @@
 # B rows, L tokens, H heads, K key width, V value width, D model width, R conv taps (docs/shapes.md)
 
 from collections.abc import Sequence
+from typing import NewType
 
 import torch
 from torch import Tensor
 
-from gbla_kernels.layout import CHUNK, JaggedLayout
+from gbla_kernels.layout import JaggedLayout
+from gbla_kernels.row_splits import SPLIT
 
-NASTY_LENGTHS = (0, 1, 2, 3, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK - 1, 2 * CHUNK + 1, 131)
-"""Empty, single, primes, and both sides of block edges."""
+BLOCK = 64
+"""Tokens that a kernel reads at once, mostly."""
+NASTY_LENGTHS = (0, 1, 2, 3, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 131, SPLIT, SPLIT + 1)
+"""Empty, single, primes, and both sides of block and split edges."""
+
+JaggedLengths = NewType("JaggedLengths", list[int])
+"""Row lengths of a batch; under hypothesis ``st.from_type(JaggedLengths)`` draws nasty ones (``tests/kernels/conftest.py``)."""
 
 
 def attention_inputs(

@@ -1,0 +1,543 @@
+"""Launches the kernels and joins them to autograd: directly in eager mode, as registered ops under a compiler."""
+
+# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from gbla_kernels.dispatch import INTERPRETED, Launcher, is_traced, launch, operator, traced_launch
+from gbla_kernels.linear_attention.backward import (
+    combine_gradients_kernel,
+    key_backward_kernel,
+    query_backward_kernel,
+    row_backward_kernel,
+)
+from gbla_kernels.linear_attention.forward import combine_states_kernel, output_kernel, row_kernel, state_kernel
+from gbla_kernels.linear_attention.launch_config import KernelConfig, LaunchConfig, launch_config
+from gbla_kernels.row_splits import RowSplits
+
+FOLD_LIMIT = 8
+"""With at most so many splits in the batch, each reader adds them up itself: re-reading them costs less than a launch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Which rows, and the switches of the op that kernels are specialised on."""
+
+    short_rows: Tensor
+    splits: Tensor
+    slot_offsets: Tensor
+    has_short: bool
+    has_splits: bool
+    fold: bool
+    use_relu: bool
+    normalize: bool
+    eps: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Token tensors of the op, or their gradients, ``(L, H, ...)``, last dimension dense; gates may be None."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    key_gate: Tensor | None
+    output_gate: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowStates:
+    """Combined states of split rows: ``(G, H, K, V)``, ``(G, H, K)`` and ``(G, H, 2)`` (largest gate, sum of weights), fp32."""
+
+    state: Tensor
+    normalizer: Tensor
+    stats: Tensor
+
+
+def _options(kernel: KernelConfig, config: LaunchConfig, *, slices: bool = True) -> dict[str, Any]:
+    options: dict[str, Any] = {"BT": kernel.block_tokens, "BK": config.key_block, "BV": config.value_block}
+    if slices:
+        options["NK"] = config.num_key_blocks
+    return options | {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
+
+
+def _dot_type(dtype: torch.dtype) -> Any:
+    # fp16 gradients leave its range: its dots run in tf32x3; the interpreter's bf16 arithmetic is wrong
+    return tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRETED else tl.float32
+
+
+def _strides(x: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+
+
+def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work) -> tuple[Tensor, RowStates]:
+    """Output ``(L, H, V)``, contiguous, and the states of split rows."""
+    num_tokens, num_heads, key_dim = x.query.shape
+    value_dim = x.value.shape[2]
+    config = launch_config(key_dim, value_dim, x.query.dtype)
+    dot = _dot_type(x.query.dtype)
+    out = x.value.new_empty(num_tokens, num_heads, value_dim)
+    num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
+    states = _new_states(x, num_slots)
+    gate_flags = {"HAS_GATE": x.key_gate is not None, "RELU": work.use_relu, "DOT": dot}
+    output_flags = {
+        "HAS_OUTPUT_GATE": x.output_gate is not None,
+        "HAS_NORM": norm_weight is not None,
+        "NORMALIZE": work.normalize,
+        "RELU": work.use_relu,
+        "DOT": dot,
+    }
+    key_gate = x.key if x.key_gate is None else x.key_gate
+    output_gate = x.query if x.output_gate is None else x.output_gate
+    weight = x.query if norm_weight is None else norm_weight
+    key_strides = (*_strides(x.key), *_strides(x.value), *_strides(x.key_gate))
+    if work.has_short and config.num_key_blocks == 1:
+        run(row_kernel, (work.short_rows.shape[0] * num_heads,))(
+            *(x.query, x.key, x.value, key_gate, output_gate, weight, out, work.short_rows),
+            *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(out)),
+            *(num_heads, key_dim, value_dim, work.eps),
+            **output_flags | gate_flags,
+            **_options(config.row, config, slices=False),
+        )
+    if work.has_splits:
+        partial = _new_states(x, num_splits)
+        run(state_kernel, (num_splits * num_heads * config.num_key_blocks,))(
+            *(x.key, x.value, key_gate, work.splits, partial.state, partial.normalizer, partial.stats),
+            *(*key_strides, num_heads, key_dim, value_dim),
+            **gate_flags,
+            **_options(config.state, config),
+        )
+        fold = int(work.fold and config.num_key_blocks == 1)
+        if not fold:
+            block, num_blocks = _combine_blocks(key_dim, config)
+            run(combine_states_kernel, (num_slots * num_heads, num_blocks))(
+                *(partial.state, partial.normalizer, partial.stats, work.slot_offsets),
+                *(states.state, states.normalizer, states.stats, num_heads, key_dim, value_dim),
+                BK=block,
+                BV=config.value_block,
+                num_warps=4,
+            )
+        run(output_kernel, (num_splits * num_heads,))(
+            *(x.query, output_gate, weight, out, work.splits, work.slot_offsets),
+            *(partial.state, partial.normalizer, partial.stats, states.state, states.normalizer, states.stats, fold),
+            *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, key_dim, value_dim, work.eps),
+            **output_flags,
+            **_options(config.output, config),
+        )
+    return out, states
+
+
+def run_backward(
+    run: Launcher, d_out: Tensor, x: Inputs, norm_weight: Tensor | None, states: RowStates, work: Work, gradients: Inputs
+) -> Tensor | None:
+    """Writes the token gradients into ``gradients``, which may be views of one tensor; returns that of norm_weight, ``(H, V)``."""
+    _, num_heads, key_dim = x.query.shape
+    value_dim = x.value.shape[2]
+    config = launch_config(key_dim, value_dim, x.query.dtype)
+    dot = _dot_type(x.query.dtype)
+    num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
+    num_short = work.short_rows.shape[0]
+    has_short = work.has_short and config.num_key_blocks == 1
+    key_flags = {"HAS_GATE": x.key_gate is not None, "RELU": work.use_relu, "DOT": dot}
+    query_flags = {
+        "HAS_OUTPUT_GATE": x.output_gate is not None,
+        "HAS_NORM": norm_weight is not None,
+        "NORMALIZE": work.normalize,
+        "RELU": work.use_relu,
+        "DOT": dot,
+    }
+    key_gate = x.key if x.key_gate is None else x.key_gate
+    d_key_gate = gradients.key if gradients.key_gate is None else gradients.key_gate
+    output_gate = x.query if x.output_gate is None else x.output_gate
+    d_output_gate = gradients.query if gradients.output_gate is None else gradients.output_gate
+    weight = x.query if norm_weight is None else norm_weight
+    if d_out.stride(2) != 1:
+        d_out = d_out.contiguous()
+    key_strides = (*_strides(x.key), *_strides(x.value), *_strides(x.key_gate))
+    d_key_strides = (*_strides(gradients.key), *_strides(gradients.value), *_strides(gradients.key_gate))
+    num_shares = (num_splits if work.has_splits else 0) + (num_short if has_short else 0)
+    d_weights = states.state.new_empty(num_shares if norm_weight is not None else 0, num_heads, value_dim)
+    if has_short:
+        run(row_backward_kernel, (num_short * num_heads,))(
+            *(x.query, x.key, x.value, key_gate, output_gate, weight, d_out),
+            *(gradients.query, gradients.key, gradients.value, d_key_gate, d_output_gate, d_weights, work.short_rows),
+            *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(d_out)),
+            *(*_strides(gradients.query), *d_key_strides, *_strides(gradients.output_gate)),
+            *(num_heads, key_dim, value_dim, work.eps),
+            **query_flags | key_flags,
+            **_options(config.row_backward, config, slices=False),
+        )
+    if work.has_splits:
+        partial = _new_states(x, num_splits)
+        d_states = _new_states(x, num_slots)
+        # <S, dS> + <n, dn>, beside the gradients of the states
+        partial_brackets, brackets = partial.stats, d_states.stats
+        run(query_backward_kernel, (num_splits * num_heads * config.num_key_blocks,))(
+            *(x.query, output_gate, weight, d_out, gradients.query, d_output_gate, work.splits),
+            *(states.state, states.normalizer, states.stats, partial.state, partial.normalizer, partial_brackets),
+            d_weights[num_short if has_short else 0 :],
+            *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
+            *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, key_dim, value_dim, work.eps),
+            **query_flags,
+            **_options(config.query_backward, config),
+        )
+        fold = int(work.fold and config.num_key_blocks == 1)
+        if not fold:
+            block, num_blocks = _combine_blocks(key_dim, config)
+            run(combine_gradients_kernel, (num_slots * num_heads, num_blocks))(
+                *(partial.state, partial.normalizer, partial_brackets, work.slot_offsets),
+                *(d_states.state, d_states.normalizer, brackets, num_heads, key_dim, value_dim),
+                BK=block,
+                BV=config.value_block,
+                num_warps=4,
+            )
+        run(key_backward_kernel, (num_splits * num_heads,))(
+            *(x.key, x.value, key_gate, gradients.key, gradients.value, d_key_gate, work.splits, work.slot_offsets),
+            *(states.stats, partial.state, partial.normalizer, partial_brackets),
+            *(d_states.state, d_states.normalizer, brackets, fold),
+            *(*key_strides, *d_key_strides, num_heads, key_dim, value_dim),
+            **key_flags,
+            **_options(config.key_backward, config),
+        )
+    return None if norm_weight is None else d_weights.sum(0).to(norm_weight.dtype)
+
+
+def _new_states(x: Inputs, count: Any) -> RowStates:
+    _, num_heads, key_dim = x.query.shape
+    value_dim = x.value.shape[2]
+
+    def new(*shape: Any) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=x.query.device)
+
+    return RowStates(new(count, num_heads, key_dim, value_dim), new(count, num_heads, key_dim), new(count, num_heads, 2))
+
+
+def _combine_blocks(key_dim: int, config: LaunchConfig) -> tuple[int, int]:
+    """Small slices, since few rows are split: key block, and their number."""
+    block = min(config.key_block, 16)
+    return block, -(-key_dim // block)
+
+
+class _Attend(torch.autograd.Function):
+    """The op in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_gate: Tensor | None,
+        output_gate: Tensor | None,
+        norm_weight: Tensor | None,
+        work: Work,
+    ) -> Tensor:
+        x = Inputs(query, key, value, key_gate, output_gate)
+        out, states = run_forward(launch, x, norm_weight, work)
+        ctx.save_for_backward(query, key, value, key_gate, output_gate, norm_weight, states.state, states.normalizer, states.stats)
+        ctx.work = work
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, key_gate, output_gate, norm_weight, *states = ctx.saved_tensors
+        x = Inputs(query, key, value, key_gate, output_gate)
+        gradients = _new_gradients(x)
+        d_weight = run_backward(launch, d_out, x, norm_weight, RowStates(*states), ctx.work, gradients)
+        return gradients.query, gradients.key, gradients.value, gradients.key_gate, gradients.output_gate, d_weight, None
+
+
+class _AttendPacked(torch.autograd.Function):
+    """The op on one projection, in eager mode: its gradient is written in place of five that would be concatenated."""
+
+    @staticmethod
+    def forward(ctx: Any, projection: Tensor, norm_weight: Tensor | None, work: Work, widths: "PackedWidths") -> Tensor:
+        out, states = run_forward(launch, widths.unpack(projection), norm_weight, work)
+        ctx.save_for_backward(projection, norm_weight, states.state, states.normalizer, states.stats)
+        ctx.work, ctx.widths = work, widths
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        projection, norm_weight, *states = ctx.saved_tensors
+        d_projection, d_weight = _packed_backward(launch, d_out, projection, norm_weight, RowStates(*states), ctx.work, ctx.widths)
+        return d_projection, d_weight, None, None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWidths:
+    """Columns of a projection: query, key, value, then output gate and key gate if there are any; the rest is padding."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    has_key_gate: bool
+    has_output_gate: bool
+
+    @property
+    def num_columns(self) -> int:
+        """Columns in use."""
+        gates = self.value_dim * self.has_output_gate + self.has_key_gate
+        return self.num_heads * (2 * self.key_dim + self.value_dim + gates)
+
+    def unpack(self, projection: Tensor) -> Inputs:
+        """Views of ``projection (L, columns)``."""
+        heads, keys, values = self.num_heads, self.num_heads * self.key_dim, self.num_heads * self.value_dim
+        query, key, value = projection[:, :keys], projection[:, keys : 2 * keys], projection[:, 2 * keys : 2 * keys + values]
+        end = 2 * keys + values
+        output_gate = key_gate = None
+        if self.has_output_gate:
+            output_gate = projection[:, end : end + values].unflatten(1, (heads, self.value_dim))
+            end += values
+        if self.has_key_gate:
+            key_gate = projection[:, end : end + heads]
+        shape = (heads, self.key_dim)
+        return Inputs(
+            query.unflatten(1, shape), key.unflatten(1, shape), value.unflatten(1, (heads, self.value_dim)), key_gate, output_gate
+        )
+
+
+def _packed_backward(
+    run: Launcher,
+    d_out: Tensor,
+    projection: Tensor,
+    norm_weight: Tensor | None,
+    states: RowStates,
+    work: Work,
+    widths: PackedWidths,
+) -> tuple[Tensor, Tensor | None]:
+    d_projection = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
+    if projection.shape[1] > widths.num_columns:
+        d_projection[:, widths.num_columns :].zero_()
+    d_weight = run_backward(run, d_out, widths.unpack(projection), norm_weight, states, work, widths.unpack(d_projection))
+    return d_projection, d_weight
+
+
+def _new_gradients(x: Inputs) -> Inputs:
+    def new(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+    gates = [None if gate is None else new(gate) for gate in (x.key_gate, x.output_gate)]
+    return Inputs(new(x.query), new(x.key), new(x.value), *gates)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_gate: Tensor | None,
+    output_gate: Tensor | None,
+    norm_weight: Tensor | None,
+    splits: RowSplits,
+    feature_map: str,
+    normalize: bool,
+    eps: float,
+) -> Tensor:
+    """The Triton op on checked arguments; see ``gbla_kernels.gated_linear_attention``."""
+    use_relu = feature_map == "relu"
+    query, key, value = _dense(query), _dense(key), _dense(value)
+    output_gate = None if output_gate is None else _dense(output_gate)
+    norm_weight = None if norm_weight is None else norm_weight.contiguous()
+    if is_traced(query):
+        tensors = (query, key, value, key_gate, output_gate, norm_weight)
+        return gated_linear_attention_op(*tensors, *splits.tensors(), use_relu, normalize, eps)[0]  # type: ignore[no-any-return]
+    work = _eager_work(splits, use_relu, normalize, eps)
+    return _Attend.apply(query, key, value, key_gate, output_gate, norm_weight, work)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def attend_packed(
+    projection: Tensor,
+    norm_weight: Tensor | None,
+    splits: RowSplits,
+    widths: PackedWidths,
+    feature_map: str,
+    normalize: bool,
+    eps: float,
+) -> Tensor:
+    """The Triton op on one projection; see ``gbla_kernels.gated_linear_attention_packed``."""
+    use_relu = feature_map == "relu"
+    projection = projection if projection.stride(-1) == 1 else projection.contiguous()
+    norm_weight = None if norm_weight is None else norm_weight.contiguous()
+    if is_traced(projection):
+        sizes = (widths.num_heads, widths.key_dim, widths.value_dim, widths.has_key_gate, widths.has_output_gate)
+        outputs = gated_linear_attention_packed_op(projection, norm_weight, *splits.tensors(), *sizes, use_relu, normalize, eps)
+        return outputs[0]  # type: ignore[no-any-return]
+    return _AttendPacked.apply(projection, norm_weight, _eager_work(splits, use_relu, normalize, eps), widths)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _eager_work(splits: RowSplits, use_relu: bool, normalize: bool, eps: float) -> Work:
+    fold = splits.splits.shape[0] <= FOLD_LIMIT
+    return Work(*splits.tensors(), splits.has_short, splits.has_splits, fold, use_relu, normalize, eps)
+
+
+def _traced_work(short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float) -> Work:
+    # no branch on a size that may be symbolic: every kernel is launched, none folded
+    return Work(short_rows, splits, slot_offsets, True, True, False, use_relu, normalize, eps)
+
+
+# --- registered ops: functional, of tensors and plain values --------------------------------------------------------------------------
+
+
+@operator("gated_linear_attention")
+def gated_linear_attention_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_gate: Tensor | None,
+    output_gate: Tensor | None,
+    norm_weight: Tensor | None,
+    short_rows: Tensor,
+    splits: Tensor,
+    slot_offsets: Tensor,
+    use_relu: bool,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, and the states of split rows for backward."""
+    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps)
+    out, states = run_forward(traced_launch, Inputs(query, key, value, key_gate, output_gate), norm_weight, work)
+    return out, states.state, states.normalizer, states.stats
+
+
+@operator("gated_linear_attention_backward")
+def gated_linear_attention_backward_op(
+    d_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_gate: Tensor | None,
+    output_gate: Tensor | None,
+    norm_weight: Tensor | None,
+    state: Tensor,
+    normalizer: Tensor,
+    stats: Tensor,
+    short_rows: Tensor,
+    splits: Tensor,
+    slot_offsets: Tensor,
+    use_relu: bool,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the six tensor inputs, an empty tensor where an input is None."""
+    x = Inputs(query, key, value, key_gate, output_gate)
+    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps)
+    gradients = _new_gradients(x)
+    d_weight = run_backward(traced_launch, d_out, x, norm_weight, RowStates(state, normalizer, stats), work, gradients)
+    optional = [query.new_empty(0) if g is None else g for g in (gradients.key_gate, gradients.output_gate, d_weight)]
+    return gradients.query, gradients.key, gradients.value, optional[0], optional[1], optional[2]
+
+
+@operator("gated_linear_attention_packed")
+def gated_linear_attention_packed_op(
+    projection: Tensor,
+    norm_weight: Tensor | None,
+    short_rows: Tensor,
+    splits: Tensor,
+    slot_offsets: Tensor,
+    num_heads: int,
+    key_dim: int,
+    value_dim: int,
+    has_key_gate: bool,
+    has_output_gate: bool,
+    use_relu: bool,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``gated_linear_attention_op``, on one projection."""
+    widths = PackedWidths(num_heads, key_dim, value_dim, has_key_gate, has_output_gate)
+    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps)
+    out, states = run_forward(traced_launch, widths.unpack(projection), norm_weight, work)
+    return out, states.state, states.normalizer, states.stats
+
+
+@operator("gated_linear_attention_packed_backward")
+def gated_linear_attention_packed_backward_op(
+    d_out: Tensor,
+    projection: Tensor,
+    norm_weight: Tensor | None,
+    state: Tensor,
+    normalizer: Tensor,
+    stats: Tensor,
+    short_rows: Tensor,
+    splits: Tensor,
+    slot_offsets: Tensor,
+    num_heads: int,
+    key_dim: int,
+    value_dim: int,
+    has_key_gate: bool,
+    has_output_gate: bool,
+    use_relu: bool,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of projection and norm_weight, the latter empty if it is None."""
+    widths = PackedWidths(num_heads, key_dim, value_dim, has_key_gate, has_output_gate)
+    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps)
+    states = RowStates(state, normalizer, stats)
+    d_projection, d_weight = _packed_backward(traced_launch, d_out, projection, norm_weight, states, work, widths)
+    return d_projection, projection.new_empty(0) if d_weight is None else d_weight
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
+    ctx.save_for_backward(*tensors[:-3], *output[1:], *tensors[-3:])
+    ctx.options = [x for x in inputs if x is not None and not isinstance(x, Tensor)]
+    ctx.is_given = [x is not None for x in tensors[:-3]]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(backward_op: Any, ctx: Any, d_out: Tensor | None) -> tuple[Tensor | None, ...]:
+    num_others = len(ctx.options) + 3
+    if d_out is None:
+        return (None,) * (len(ctx.is_given) + num_others)
+    gradients = backward_op(d_out, *ctx.saved_tensors, *ctx.options)
+    given = [g if is_given else None for g, is_given in zip(gradients, ctx.is_given, strict=True)]
+    return (*given, *(None,) * num_others)
+
+
+def _op_backward(ctx: Any, d_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _differentiate(gated_linear_attention_backward_op, ctx, d_out)
+
+
+def _packed_op_backward(ctx: Any, d_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _differentiate(gated_linear_attention_packed_backward_op, ctx, d_out)
+
+
+gated_linear_attention_op.register_autograd(_op_backward, setup_context=_setup)
+gated_linear_attention_packed_op.register_autograd(_packed_op_backward, setup_context=_setup)
+
+
+if INTERPRETED:
+
+    @gated_linear_attention_op.register_fake  # type: ignore[untyped-decorator]
+    def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = Inputs(query, key, value, None, None)
+        states = _new_states(x, rest[5].shape[0] - 1)
+        return value.new_empty(value.shape), states.state, states.normalizer, states.stats
+
+    @gated_linear_attention_backward_op.register_fake  # type: ignore[untyped-decorator]
+    def _(d_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        return tuple(d_out.new_empty(0) if x is None else x.new_empty(x.shape) for x in rest[:6])
+
+    @gated_linear_attention_packed_op.register_fake  # type: ignore[untyped-decorator]
+    def _(projection: Tensor, norm_weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = PackedWidths(*rest[3:8]).unpack(projection)
+        states = _new_states(x, rest[2].shape[0] - 1)
+        return x.value.new_empty(x.value.shape), states.state, states.normalizer, states.stats
+
+    @gated_linear_attention_packed_backward_op.register_fake  # type: ignore[untyped-decorator]
+    def _(d_out: Tensor, projection: Tensor, norm_weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        d_weight = projection.new_empty(0) if norm_weight is None else norm_weight.new_empty(norm_weight.shape)
+        return projection.new_empty(projection.shape), d_weight

@@ -1,0 +1,503 @@
+"""The forward kernels: state of a split, combination of splits, output, and a one-launch path for short rows.
+
+A *partial state* is ``(S, n, m, l)``: ``m`` the largest gate of the tokens seen, ``S = sum exp(g - m) phi(k) v^T``, ``n`` and
+``l`` the same sums without ``v`` and without ``phi(k) v^T``. Partial states of one row add up to a partial state, so the combined
+state of a row has the same form; only ``S / l`` and ``n / l`` enter the output.
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# L tokens, H heads, K key width, V value width, Z splits, G split rows (docs/shapes.md)
+# FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def feature_map(x, RELU: tl.constexpr):
+    """``relu``, or x + 1 above 0 and exp(x) below; never through expm1, which loses small values."""
+    if RELU:
+        return tl.maximum(x, 0.0)
+    return tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+
+
+@triton.jit
+def split_bounds(splits, i_split):
+    """Row slot, first token and number of tokens of a split."""
+    p_split = splits + 3 * i_split
+    start = tl.load(p_split + 1)
+    return tl.load(p_split).to(tl.int32), start, (tl.load(p_split + 2) - start).to(tl.int32)
+
+
+@triton.jit
+def gate_weights(p_gate, o_t, m_t, stride_gt, gate_max, HAS_GATE: tl.constexpr):
+    """``exp(g - gate_max)`` of a block of tokens; -inf maximum means that no gate is finite yet."""
+    if HAS_GATE:
+        gate = tl.load(p_gate + o_t * stride_gt, mask=m_t, other=float("-inf")).to(tl.float32)
+        return tl.exp(gate - tl.where(gate_max == float("-inf"), 0.0, gate_max))
+    return tl.where(m_t, 1.0, 0.0)
+
+
+@triton.jit
+def accumulate_state(
+    p_key,
+    p_value,
+    p_gate,
+    num_tokens,
+    stride_kt,
+    stride_vt,
+    stride_gt,
+    i_key,
+    K,
+    V,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Partial state of ``num_tokens`` tokens of one head: ``(BK, BV)``, ``(BK,)``, maximum, sum; pointers at the first token."""
+    o_k = i_key + tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    m_v = o_v < V
+    state = tl.zeros([BK, BV], tl.float32)
+    normalizer = tl.zeros([BK], tl.float32)
+    gate_max = float("-inf")
+    weight_sum = 0.0
+    for first in range(0, num_tokens, BT):
+        o_t = first + tl.arange(0, BT)
+        m_t = o_t < num_tokens
+        key = tl.load(p_key + o_t[None, :] * stride_kt + o_k[:, None], mask=m_t[None, :] & m_k[:, None], other=0.0)
+        value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0)
+        if HAS_GATE:
+            gate = tl.load(p_gate + o_t * stride_gt, mask=m_t, other=float("-inf")).to(tl.float32)
+            new_max = tl.maximum(gate_max, tl.max(gate))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp(gate - safe_max)
+            rescale = tl.exp(gate_max - safe_max)
+            state = state * rescale
+            normalizer = normalizer * rescale
+            weight_sum = weight_sum * rescale
+            gate_max = new_max
+        else:
+            weight = tl.where(m_t, 1.0, 0.0)
+            gate_max = 0.0
+        weighted = feature_map(key.to(tl.float32), RELU) * weight[None, :]
+        weighted = tl.where(m_k[:, None], weighted, 0.0).to(DOT)
+        state = tl.dot(weighted, value.to(DOT), acc=state, input_precision="tf32x3")
+        normalizer += tl.sum(weighted.to(tl.float32), axis=1)
+        weight_sum += tl.sum(weight)
+    return state, normalizer, gate_max, weight_sum
+
+
+@triton.jit
+def load_state(state, normalizer, stats, first, count, i_head, H, i_key, K, V, BK: tl.constexpr, BV: tl.constexpr):
+    """Sum of the partial states ``first .. first + count`` of one head, in this order."""
+    o_k = i_key + tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    m_kv = m_k[:, None] & (o_v < V)[None, :]
+    gate_max = float("-inf")
+    for i in range(0, count):
+        gate_max = tl.maximum(gate_max, tl.load(stats + 2 * ((first + i).to(tl.int64) * H + i_head)))
+    safe_max = tl.where(gate_max == float("-inf"), 0.0, gate_max)
+    total = tl.zeros([BK, BV], tl.float32)
+    total_normalizer = tl.zeros([BK], tl.float32)
+    weight_sum = 0.0
+    for i in range(0, count):
+        i_partial = (first + i).to(tl.int64) * H + i_head
+        rescale = tl.exp(tl.load(stats + 2 * i_partial) - safe_max)
+        weight_sum += rescale * tl.load(stats + 2 * i_partial + 1)
+        p_state = state + i_partial * K * V + o_k[:, None] * V + o_v[None, :]
+        total += rescale * tl.load(p_state, mask=m_kv, other=0.0)
+        total_normalizer += rescale * tl.load(normalizer + i_partial * K + o_k, mask=m_k, other=0.0)
+    return total, total_normalizer, gate_max, weight_sum
+
+
+@triton.jit
+def store_state(
+    state,
+    normalizer,
+    stats,
+    i_partial,
+    i_key,
+    K,
+    V,
+    values,
+    normalizer_values,
+    gate_max,
+    weight_sum,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """Write a partial state; ``i_partial`` counts heads of splits, or heads of slots."""
+    o_k = i_key + tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    i_partial = i_partial.to(tl.int64)
+    p_state = state + i_partial * K * V + o_k[:, None] * V + o_v[None, :]
+    tl.store(p_state, values, mask=m_k[:, None] & (o_v < V)[None, :])
+    tl.store(normalizer + i_partial * K + o_k, normalizer_values, mask=m_k)
+    if i_key == 0:
+        tl.store(stats + 2 * i_partial, gate_max)
+        tl.store(stats + 2 * i_partial + 1, weight_sum)
+
+
+@triton.jit
+def inverse(weight_sum):
+    """``1 / weight_sum``, and 0 for a row whose gates are all -inf."""
+    return tl.where(weight_sum > 0, 1.0 / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
+
+
+@triton.jit
+def load_normalized_state(state, normalizer, stats, i_slot, i_head, H, i_key, K, V, BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr):
+    """``S / l`` as a dot operand and ``n / l``, of a row's combined state."""
+    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV)
+    return (values * inverse(weight_sum)).to(DOT), normalizer_values * inverse(weight_sum)
+
+
+@triton.jit
+def normalized(u, c, eps, V, NORMALIZE: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Factor ``f (BT,)`` with ``RMSNorm(u / c) = u f``, or without norm or division as the flags say; 0 where ``c`` is 0."""
+    if HAS_NORM:
+        mean_square = tl.sum(u * u, axis=1) / V
+        if NORMALIZE:
+            is_zero = c == 0
+            return tl.where(is_zero, 0.0, tl.rsqrt(tl.where(is_zero, 1.0, mean_square + eps * c * c)))
+        return tl.rsqrt(mean_square + eps)
+    if NORMALIZE:
+        is_zero = c == 0
+        return tl.where(is_zero, 0.0, 1.0 / tl.where(is_zero, 1.0, c))
+    return c * 0 + 1.0
+
+
+@triton.jit
+def emit_output(
+    p_query,
+    p_output_gate,
+    p_norm_weight,
+    p_out,
+    state,
+    normalizer,
+    stats,
+    i_slot,
+    i_head,
+    H,
+    row_state,
+    row_normalizer,
+    num_tokens,
+    stride_qt,
+    stride_zt,
+    stride_ot,
+    K,
+    V,
+    eps,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    NK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_OUTPUT_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Outputs of ``num_tokens`` tokens of one head. With NK == 1 from ``row_state``; else key slices of the state are read again."""
+    o_v = tl.arange(0, BV)
+    m_v = o_v < V
+    if HAS_NORM:
+        norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
+    for first in range(0, num_tokens, BT):
+        o_t = first + tl.arange(0, BT)
+        m_t = o_t < num_tokens
+        m_tv = m_t[:, None] & m_v[None, :]
+        u = tl.zeros([BT, BV], tl.float32)
+        c = tl.zeros([BT], tl.float32)
+        for j in tl.static_range(NK):
+            if NK == 1:
+                slice_state, slice_normalizer = row_state, row_normalizer
+            else:
+                slice_state, slice_normalizer = load_normalized_state(
+                    state, normalizer, stats, i_slot, i_head, H, j * BK, K, V, BK, BV, DOT
+                )
+            o_k = j * BK + tl.arange(0, BK)
+            m_k = o_k < K
+            query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+            phi = feature_map(query.to(tl.float32), RELU).to(DOT)
+            u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
+            if NORMALIZE:
+                # padded keys have a zero normalizer
+                c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
+        y = u * normalized(u, c, eps, V, NORMALIZE, HAS_NORM)[:, None]
+        if HAS_NORM:
+            y = y * norm_weight[None, :]
+        if HAS_OUTPUT_GATE:
+            z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0).to(tl.float32)
+            y = y * z * tl.sigmoid(z)
+        tl.store(p_out + o_t[:, None] * stride_ot + o_v[None, :], y.to(p_out.dtype.element_ty), mask=m_tv)
+
+
+@triton.jit
+def state_kernel(
+    key,
+    value,
+    key_gate,
+    splits,
+    state,
+    normalizer,
+    stats,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_gt,
+    stride_gh,
+    H,
+    K,
+    V,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    NK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Partial state of one split, head and key slice; grid ``(Z * H * NK,)``."""
+    i_program = tl.program_id(0)
+    i_key = i_program % NK * BK
+    i_partial = i_program // NK
+    i_head = i_partial % H
+    _, start, num_tokens = split_bounds(splits, i_partial // H)
+    values, normalizer_values, gate_max, weight_sum = accumulate_state(
+        key + start * stride_kt + i_head * stride_kh,
+        value + start * stride_vt + i_head * stride_vh,
+        key_gate + start * stride_gt + i_head * stride_gh,
+        num_tokens,
+        stride_kt,
+        stride_vt,
+        stride_gt,
+        i_key,
+        K,
+        V,
+        BT,
+        BK,
+        BV,
+        HAS_GATE,
+        RELU,
+        DOT,
+    )
+    store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
+
+
+@triton.jit
+def combine_states_kernel(
+    partial_state,
+    partial_normalizer,
+    partial_stats,
+    slot_offsets,
+    state,
+    normalizer,
+    stats,
+    H,
+    K,
+    V,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """State of one split row, head and key slice; grid ``(G * H, NK)``. A slot without splits gets zeros."""
+    i_partial = tl.program_id(0)
+    i_key = tl.program_id(1) * BK
+    i_head = i_partial % H
+    i_slot = i_partial // H
+    first = tl.load(slot_offsets + i_slot).to(tl.int32)
+    count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+    values, normalizer_values, gate_max, weight_sum = load_state(
+        partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV
+    )
+    store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
+
+
+@triton.jit(do_not_specialize=["fold"])
+def output_kernel(
+    query,
+    output_gate,
+    norm_weight,
+    out,
+    splits,
+    slot_offsets,
+    partial_state,
+    partial_normalizer,
+    partial_stats,
+    state,
+    normalizer,
+    stats,
+    fold,
+    stride_qt,
+    stride_qh,
+    stride_zt,
+    stride_zh,
+    stride_ot,
+    stride_oh,
+    H,
+    K,
+    V,
+    eps,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    NK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_OUTPUT_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Outputs of one split and head; grid ``(Z * H,)``.
+
+    If ``fold``, the row's partial states are combined here, which saves a launch, and the row's first split writes the result for
+    backward; else the combined state is read. Both give the same bits.
+    """
+    i_partial = tl.program_id(0)
+    i_head = i_partial % H
+    i_slot, start, num_tokens = split_bounds(splits, i_partial // H)
+    if NK == 1:
+        if fold:
+            first = tl.load(slot_offsets + i_slot).to(tl.int32)
+            count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+            values, normalizer_values, gate_max, weight_sum = load_state(
+                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, 0, K, V, BK, BV
+            )
+            if i_partial // H == first:
+                i_row = i_slot * H + i_head
+                store_state(state, normalizer, stats, i_row, 0, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
+        else:
+            values, normalizer_values, gate_max, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV)
+        row_state = (values * inverse(weight_sum)).to(DOT)
+        row_normalizer = normalizer_values * inverse(weight_sum)
+    else:
+        row_state = 0.0
+        row_normalizer = 0.0
+    emit_output(
+        query + start * stride_qt + i_head * stride_qh,
+        output_gate + start * stride_zt + i_head * stride_zh,
+        norm_weight + i_head * V,
+        out + start * stride_ot + i_head * stride_oh,
+        state,
+        normalizer,
+        stats,
+        i_slot,
+        i_head,
+        H,
+        row_state,
+        row_normalizer,
+        num_tokens,
+        stride_qt,
+        stride_zt,
+        stride_ot,
+        K,
+        V,
+        eps,
+        BT,
+        BK,
+        NK,
+        BV,
+        HAS_OUTPUT_GATE,
+        HAS_NORM,
+        NORMALIZE,
+        RELU,
+        DOT,
+    )
+
+
+@triton.jit
+def row_kernel(
+    query,
+    key,
+    value,
+    key_gate,
+    output_gate,
+    norm_weight,
+    out,
+    short_rows,
+    stride_qt,
+    stride_qh,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_gt,
+    stride_gh,
+    stride_zt,
+    stride_zh,
+    stride_ot,
+    stride_oh,
+    H,
+    K,
+    V,
+    eps,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_OUTPUT_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """One short row and head from inputs to outputs, its state never in memory; grid ``(S * H,)``."""
+    i_program = tl.program_id(0)
+    i_head = i_program % H
+    start = tl.load(short_rows + 2 * (i_program // H))
+    num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
+    values, normalizer_values, _, weight_sum = accumulate_state(
+        key + start * stride_kt + i_head * stride_kh,
+        value + start * stride_vt + i_head * stride_vh,
+        key_gate + start * stride_gt + i_head * stride_gh,
+        num_tokens,
+        stride_kt,
+        stride_vt,
+        stride_gt,
+        0,
+        K,
+        V,
+        BT,
+        BK,
+        BV,
+        HAS_GATE,
+        RELU,
+        DOT,
+    )
+    emit_output(
+        query + start * stride_qt + i_head * stride_qh,
+        output_gate + start * stride_zt + i_head * stride_zh,
+        norm_weight + i_head * V,
+        out + start * stride_ot + i_head * stride_oh,
+        out,
+        out,
+        out,
+        0,
+        i_head,
+        H,
+        (values * inverse(weight_sum)).to(DOT),
+        normalizer_values * inverse(weight_sum),
+        num_tokens,
+        stride_qt,
+        stride_zt,
+        stride_ot,
+        K,
+        V,
+        eps,
+        BT,
+        BK,
+        1,
+        BV,
+        HAS_OUTPUT_GATE,
+        HAS_NORM,
+        NORMALIZE,
+        RELU,
+        DOT,
+    )

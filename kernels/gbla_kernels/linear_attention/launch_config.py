@@ -1,0 +1,93 @@
+"""Block sizes, warps and pipeline stages of the kernels: a table, not a search, so that no first call waits for tuning.
+
+Measured on Hopper (``benchmarks/linear_attention.py``); other architectures run the same configurations.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+
+from gbla_kernels.dispatch import INTERPRETED
+
+MAX_WIDTH = 256
+"""Largest key and value width."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelConfig:
+    """Launch parameters of one kernel."""
+
+    block_tokens: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchConfig:
+    """Launch parameters for one (K, V, dtype).
+
+    Attributes:
+        key_block: keys of a slice of the state; ``key_block * num_key_blocks >= K``.
+        num_key_blocks: 1, unless K is so large that a state does not fit a program; then there is no path for short rows.
+        value_block: ``V`` rounded up to a power of two.
+    """
+
+    key_block: int
+    num_key_blocks: int
+    value_block: int
+    state: KernelConfig
+    output: KernelConfig
+    row: KernelConfig
+    query_backward: KernelConfig
+    key_backward: KernelConfig
+    row_backward: KernelConfig
+
+
+def _same(block_tokens: int, num_warps: int, num_stages: int) -> dict[str, KernelConfig]:
+    config = KernelConfig(block_tokens=block_tokens, num_warps=num_warps, num_stages=num_stages)
+    return dict.fromkeys(("state", "output", "row", "query_backward", "key_backward", "row_backward"), config)
+
+
+def _kernel(block_tokens: int, num_warps: int, num_stages: int) -> KernelConfig:
+    return KernelConfig(block_tokens=block_tokens, num_warps=num_warps, num_stages=num_stages)
+
+
+# bf16: by the larger of key_block and value_block
+_HALF = {
+    64: {
+        "state": _kernel(64, 4, 3),
+        "output": _kernel(64, 4, 3),
+        "row": _kernel(32, 4, 2),
+        "query_backward": _kernel(64, 4, 2),
+        "key_backward": _kernel(64, 4, 2),
+        "row_backward": _kernel(32, 4, 2),
+    },
+    128: {
+        "state": _kernel(64, 8, 3),
+        "output": _kernel(64, 8, 3),
+        "row": _kernel(32, 8, 2),
+        "query_backward": _kernel(64, 8, 2),
+        "key_backward": _kernel(64, 8, 2),
+        "row_backward": _kernel(32, 8, 2),
+    },
+    256: _same(32, 8, 1),
+}
+# fp32 and fp16: operands of four bytes
+_FULL = {64: _same(32, 4, 2), 128: _same(32, 8, 1), 256: _same(16, 8, 1)}
+
+
+@lru_cache(maxsize=256)
+def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype) -> LaunchConfig:
+    """Launch parameters for ``K``, ``V`` (at most ``MAX_WIDTH``) and the dtype of query."""
+    value_block = max(triton.next_power_of_2(value_dim), 16)
+    key_block = max(triton.next_power_of_2(key_dim), 16)
+    # a slice of the state is a dot operand in shared memory and an accumulator in registers
+    key_block = min(key_block, 64 if value_block > 128 else 128)
+    width = max(64, key_block, value_block)
+    kernels = (_HALF if dtype == torch.bfloat16 else _FULL)[width]
+    if INTERPRETED:
+        # cost follows the number of blocks
+        kernels = _same(64, 4, 1)
+    return LaunchConfig(key_block=key_block, num_key_blocks=-(-key_dim // key_block), value_block=value_block, **kernels)

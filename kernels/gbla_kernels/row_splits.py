@@ -1,0 +1,108 @@
+"""How the rows of a jagged batch are cut into the pieces that single programs work on."""
+
+# B rows, L tokens, T tokens of a row, Z splits, G rows that are split (docs/shapes.md)
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SPLIT = 512
+"""Tokens of a split, unless the row is so long that this would make more than ``MAX_SPLITS``."""
+MAX_SPLITS = 32
+"""Splits of the longest row: bounds the work of combining them."""
+SPLIT_MULTIPLE = 64
+"""Splits are multiples of this, so that only a row's last block is partly filled."""
+
+
+def split_lengths(lengths: Tensor) -> Tensor:
+    """Tokens per split of rows of ``lengths (B,)``, ``(B,)`` int64.
+
+    A function of the row's own length alone: a row's result does not depend on who shares its batch.
+    """
+    wanted = (lengths + MAX_SPLITS - 1) // MAX_SPLITS
+    return ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=SPLIT)
+
+
+@dataclass(frozen=True, eq=False)
+class RowSplits:
+    """Rows of at most ``short_limit`` tokens, each done by one program, and the splits of all longer rows.
+
+    Every table has at least one entry, so that a grid is never empty: an entry with ``start == stop`` means nothing to do.
+
+    Attributes:
+        short_rows: ``(S, 2)`` int64: first token and end of each short row.
+        splits: ``(Z, 3)`` int64: slot of the row, first token and end of each split; splits of a row lie side by side.
+        slot_offsets: ``(G + 1,)`` int64: splits of slot ``g`` are ``slot_offsets[g]:slot_offsets[g + 1]``. A slot is a row
+            that is split, counted without the others.
+        has_short: whether there may be a short row that is not empty.
+        has_splits: whether there may be a split.
+    """
+
+    short_rows: Tensor
+    splits: Tensor
+    slot_offsets: Tensor
+    has_short: bool
+    has_splits: bool
+
+    @classmethod
+    def from_lengths(cls, lengths: Tensor, *, short_limit: int = SPLIT) -> "RowSplits":
+        """Exact tables on the CPU from ``lengths (B,)`` int64. ``short_limit=0`` splits every row that is not empty."""
+        stops = lengths.cumsum(0)
+        starts = stops - lengths
+        is_short = (lengths > 0) & (lengths <= short_limit)
+        short_rows = torch.stack((starts[is_short], stops[is_short]), dim=1)
+        is_long = lengths > max(short_limit, 0)
+        starts, stops, sizes = starts[is_long], stops[is_long], split_lengths(lengths[is_long])
+        counts = (stops - starts + sizes - 1) // sizes
+        slots = torch.repeat_interleave(counts)
+        slot_offsets = torch.zeros(max(len(counts), 1) + 1, dtype=torch.int64)
+        slot_offsets[1 : len(counts) + 1] = counts.cumsum(0)
+        first = starts[slots] + (torch.arange(len(slots)) - slot_offsets[slots]) * sizes[slots]
+        splits = torch.stack((slots, first, torch.minimum(first + sizes[slots], stops[slots])), dim=1)
+        return cls(_at_least_one(short_rows), _at_least_one(splits), slot_offsets, len(short_rows) > 0, len(splits) > 0)
+
+    @classmethod
+    def on_device(cls, offsets: Tensor, num_tokens: int, *, short_limit: int = SPLIT) -> "RowSplits":
+        """Tables of the largest size that ``num_tokens`` allows, on the device of ``offsets (B + 1,)`` and without a sync.
+
+        At most ``L / (short_limit + 1)`` rows are split, into at most ``L / SPLIT`` splits and one more each.
+        """
+        num_rows = offsets.numel() - 1
+        max_slots = min(num_rows, num_tokens // (short_limit + 1))
+        max_splits = num_tokens // SPLIT + max_slots
+        lengths = offsets.diff()
+        is_long = lengths > short_limit
+        ends = torch.where(is_long, offsets[:-1], offsets[1:])
+        short_rows = torch.stack((offsets[:-1], ends), dim=1)
+        # long rows first, in order: their slots
+        order = torch.argsort(is_long.logical_not().to(torch.uint8), stable=True)[:max_slots]
+        starts, stops = offsets[:-1][order], offsets[1:][order]
+        sizes = split_lengths(stops - starts)
+        counts = torch.where(is_long[order], (stops - starts + sizes - 1) // sizes, 0)
+        slot_offsets = torch.zeros(max(max_slots, 1) + 1, dtype=torch.int64, device=offsets.device)
+        slot_offsets[1 : max_slots + 1] = counts.cumsum(0)
+        index = torch.arange(max_splits, device=offsets.device)
+        slots = torch.searchsorted(slot_offsets[1 : max_slots + 1], index, right=True).clamp(max=max(max_slots - 1, 0))
+        is_used = index < slot_offsets[-1]
+        if max_slots:
+            first = starts[slots] + (index - slot_offsets[slots]) * sizes[slots]
+            last = torch.minimum(first + sizes[slots], stops[slots])
+            splits = torch.stack((slots, first, torch.where(is_used, last, first)), dim=1)
+        else:
+            splits = offsets.new_zeros(0, 3)
+        return cls(_at_least_one(short_rows), _at_least_one(splits), slot_offsets, num_rows > 0, max_slots > 0)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "RowSplits":
+        """The same tables with ``function`` applied to each tensor."""
+        tables = (function(self.short_rows), function(self.splits), function(self.slot_offsets))
+        return RowSplits(*tables, self.has_short, self.has_splits)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``short_rows``, ``splits``, ``slot_offsets``."""
+        return self.short_rows, self.splits, self.slot_offsets
+
+
+def _at_least_one(table: Tensor) -> Tensor:
+    return table if len(table) else table.new_zeros(1, table.shape[1])
