@@ -4,32 +4,51 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+COMMIT_VARIABLE = "GBLA_COMMIT"
+"""Environment variable with the commit, for machines that have a copy of the tree without its history."""
 PACKAGES = ("torch", "triton", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "polars", "pyarrow")
 
 
-def write_report(name: str, rows: list[dict[str, Any]], command: str, notes: str) -> Path:
-    """Write ``results/<name>.json`` and ``results/<name>.md``.
+def write_report(
+    name: str,
+    rows: list[dict[str, Any]],
+    command: str,
+    notes: str,
+    *,
+    tables: Mapping[str, list[dict[str, Any]]] | None = None,
+    plots: Sequence[Path] = (),
+    directory: Path = RESULTS,
+) -> Path:
+    """Write ``<directory>/<name>.json`` and ``<directory>/<name>.md``.
 
     Args:
         name: name of the benchmark.
         rows: one figure or group of figures each; keys are the table's columns, with their units.
         command: the command line that was run, from the root of the repository.
         notes: what was measured and how (shapes, median of how many runs, the peer).
+        tables: further tables by title, rows as above.
+        plots: images in ``directory`` to show under the tables.
+        directory: where the files go; made if need be.
 
     Returns:
         The Markdown file.
     """
     origin = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "command": command, "hardware": _hardware()}
     report = {"name": name, **origin, "versions": _versions(), "notes": notes, "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    _replace(RESULTS / f"{name}.json", json.dumps(report, indent=2) + "\n")
-    markdown = RESULTS / f"{name}.md"
+    if tables:
+        report["tables"] = dict(tables)
+    if plots:
+        report["plots"] = [plot.name for plot in plots]
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / f"{name}.json", json.dumps(report, indent=2) + "\n")
+    markdown = directory / f"{name}.md"
     _replace(markdown, _markdown(report))
     return markdown
 
@@ -41,10 +60,11 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _markdown(report: dict[str, Any]) -> str:
-    columns = list(dict.fromkeys(column for row in report["rows"] for column in row))
-    lines = [f"# {report['name']}", "", report["notes"], ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in report["rows"]]
+    lines = [f"# {report['name']}", "", report["notes"], "", *_table(report["rows"])]
+    for title, rows in report.get("tables", {}).items():
+        lines += ["", f"## {title}", "", *_table(rows)]
+    for plot in report.get("plots", []):
+        lines += ["", f"![{plot}]({plot})"]
     versions = ", ".join(f"{package} {number}" for package, number in report["versions"].items())
     hardware = "; ".join(f"{key}: {value}" for key, value in report["hardware"].items())
     lines += [
@@ -59,7 +79,15 @@ def _markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return lines + ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+
+
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -89,6 +117,8 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
+    if stated := os.environ.get(COMMIT_VARIABLE):
+        return stated
     commit = _output("git", "rev-parse", "--short=12", "HEAD").strip() or "unknown"
     return commit + ("-dirty" if _output("git", "status", "--porcelain").strip() else "")
 
