@@ -1,19 +1,36 @@
-"""Laws of the causal convolution, each for the output and every gradient."""
+"""The laws of the causal convolution, on the reference and on Triton in the interpreter: output and every gradient."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout, causal_conv1d
+from gbla_kernels.causal_conv1d import api, backward, forward
+from gbla_kernels.causal_conv1d.autograd import causal_conv1d_backward_op, causal_conv1d_op
+from gbla_kernels.dispatch import INTERPRETED
+from gbla_kernels.testing.conv_laws import LAWS, ConvSubject, Law, output_and_gradients_equal_fp64
 from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_error
-from gbla_kernels.testing.inputs import NASTY_LENGTHS, conv_inputs
+from gbla_kernels.testing.inputs import JaggedLengths, conv_inputs
 
-lengths_strategy = st.lists(st.one_of(st.sampled_from(NASTY_LENGTHS), st.integers(0, 20)), min_size=1, max_size=5)
+REFERENCE = ConvSubject(op=causal_conv1d, backend=Backend.REFERENCE, dtype=torch.float64, dim=3)
+TRITON = ConvSubject(op=causal_conv1d, backend=Backend.TRITON, dtype=torch.float32, dim=20)
+
+variants = st.fixed_dictionaries(
+    {
+        "num_taps": st.integers(1, 8),
+        "activation": st.sampled_from(["silu", None]),
+        "has_bias": st.booleans(),
+        "dim": st.sampled_from([1, 3, 70]),
+    }
+)
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="on a GPU the laws are held by test_causal_conv1d_gpu.py")
+all_laws = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 
 
 def rows_by_torch_conv(lengths: list[int], activation: str | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,48 +43,80 @@ def rows_by_torch_conv(lengths: list[int], activation: str | None, x: Tensor, we
     return torch.cat(rows) + 0 * (x.sum() + weight.sum() + (0 if bias is None else bias.sum()))
 
 
-@given(lengths=lengths_strategy, num_taps=st.integers(1, 8), activation=st.sampled_from(["silu", None]), has_bias=st.booleans())
-def test_equals_torch_conv_of_each_row(lengths: list[int], num_taps: int, activation: str | None, has_bias: bool) -> None:
-    inputs, layout = conv_inputs(lengths, dim=3, num_taps=num_taps, dtype=torch.float64)
-    tensors: dict[str, Tensor | None] = dict(inputs)
-    if not has_bias:
-        tensors["bias"] = None
-    op = partial(causal_conv1d, offsets=layout.offsets, layout=layout, activation=activation, backend=Backend.REFERENCE)
-    actual = outputs_and_gradients(op, tensors)
-    expected = outputs_and_gradients(partial(rows_by_torch_conv, lengths, activation), tensors)
+@given(lengths=st.from_type(JaggedLengths), variant=variants)
+@settings(max_examples=10)
+def test_reference_equals_torch_conv_of_each_row(lengths: list[int], variant: dict[str, object]) -> None:
+    subject = replace(REFERENCE, **variant)
+    tensors, layout = subject.inputs(lengths, seed=0)
+    actual = outputs_and_gradients(subject.call(layout), tensors)
+    expected = outputs_and_gradients(partial(rows_by_torch_conv, lengths, subject.activation), tensors)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert relative_error(actual[name], value) < 1e-12, name
 
 
-@given(lengths=lengths_strategy)
-def test_layout_is_optional(lengths: list[int]) -> None:
-    inputs, layout = conv_inputs(lengths, dim=2, num_taps=4, dtype=torch.float32)
-    with_layout = causal_conv1d(**inputs, offsets=layout.offsets, layout=layout, backend=Backend.REFERENCE)
-    assert torch.equal(with_layout, causal_conv1d(**inputs, offsets=layout.offsets, backend=Backend.REFERENCE))
+@all_laws
+@given(lengths=st.from_type(JaggedLengths), variant=variants)
+@settings(max_examples=4)
+def test_reference_obeys(law: Law, lengths: list[int], variant: dict[str, object]) -> None:
+    law(replace(REFERENCE, **variant), lengths, 0)
 
 
-def test_no_token_reads_across_a_row_start() -> None:
-    inputs, layout = conv_inputs([3, 5, 1], dim=2, num_taps=4, dtype=torch.float32)
-    changed = inputs["x"].detach().clone()
-    changed[:3] += 1e6
-    run = partial(causal_conv1d, offsets=layout.offsets, layout=layout, backend=Backend.REFERENCE)
-    after = run(**{**inputs, "x": changed})
-    assert torch.equal(run(**inputs)[3:], after[3:])
+@interpreted
+@all_laws
+@given(lengths=st.lists(st.sampled_from([0, 1, 2, 3, 5, 13, 40]), min_size=1, max_size=4), variant=variants)
+@example(lengths=[0, 1, 67, 0, 2], variant={})
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_triton_obeys(poisoned_memory: None, law: Law, lengths: list[int], variant: dict[str, object]) -> None:
+    law(replace(TRITON, **variant), lengths, 0)
 
 
-def test_no_tokens_give_zero_gradients() -> None:
-    inputs, layout = conv_inputs([0, 0], dim=2, num_taps=4, dtype=torch.float32)
-    result = outputs_and_gradients(partial(causal_conv1d, offsets=layout.offsets, backend=Backend.REFERENCE), inputs)
-    assert torch.equal(result["d_weight"], torch.zeros(2, 4))
-    assert torch.equal(result["d_bias"], torch.zeros(2))
+@interpreted
+@pytest.mark.parametrize("lengths", [[1], [0, 120, 97, 1]])
+@pytest.mark.parametrize("num_taps", [2, 4, 7])
+def test_long_strips_equal_fp64(monkeypatch: pytest.MonkeyPatch, poisoned_memory: None, lengths: list[int], num_taps: int) -> None:
+    # few programs: each walks several steps down its strips, inside a row and across its border
+    monkeypatch.setattr(forward, "FORWARD_PROGRAMS", 1)
+    monkeypatch.setattr(backward, "BACKWARD_PROGRAMS", 1)
+    output_and_gradients_equal_fp64(replace(TRITON, num_taps=num_taps, dim=70), lengths, 0)
+
+
+@interpreted
+def test_a_halo_that_is_off_by_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    positions = api.token_positions
+    monkeypatch.setattr(api, "token_positions", lambda *arguments: positions(*arguments) + 1)
+    for law in LAWS[:3]:
+        with pytest.raises(AssertionError):
+            law(TRITON, [3, 5, 1, 4], 0)
+
+
+@interpreted
+def test_registered_ops_pass_opcheck() -> None:
+    tensors, layout = replace(TRITON, has_bias=False).inputs([3, 0, 5], 0)
+    arguments = (tensors["x"], tensors["weight"], tensors["bias"], layout.positions, True)
+    torch.library.opcheck(causal_conv1d_op, arguments)
+    without_graph = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
+    torch.library.opcheck(causal_conv1d_backward_op, (torch.ones(8, 20), *without_graph))
 
 
 def test_bad_arguments_are_named() -> None:
     inputs, layout = conv_inputs([3], dim=2, num_taps=4, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"weight must have shape \(D, R\)"):
         causal_conv1d(inputs["x"], torch.zeros(3, 4), None, layout.offsets, backend=Backend.REFERENCE)
+    with pytest.raises(ValueError, match="bias must be one of"):
+        causal_conv1d(inputs["x"], inputs["weight"], torch.zeros(2, dtype=torch.int64), layout.offsets, backend=Backend.REFERENCE)
     with pytest.raises(ValueError, match="layout must describe offsets"):
         causal_conv1d(**inputs, offsets=layout.offsets, layout=JaggedLayout.from_lengths([2]), backend=Backend.REFERENCE)
-    with pytest.raises(NotImplementedError, match="Triton"):
-        causal_conv1d(**inputs, offsets=layout.offsets, backend=Backend.TRITON)
+
+
+def test_triton_refuses_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, layout = conv_inputs([3], dim=2, num_taps=9, dtype=torch.float64)
+    call = partial(causal_conv1d, offsets=layout.offsets, backend=Backend.TRITON)
+    monkeypatch.setattr("gbla_kernels.dispatch.INTERPRETED", True)
+    with pytest.raises(NotImplementedError, match=r"weight may have at most 8 taps .* got 9; pass backend=Backend.REFERENCE"):
+        call(**inputs)
+    with pytest.raises(NotImplementedError, match=r"weight must be fp32, bf16 or fp16 .*; cast it"):
+        call(**{**inputs, "weight": inputs["weight"][:, :4]})
+    monkeypatch.setattr("gbla_kernels.dispatch.INTERPRETED", False)
+    with pytest.raises(ValueError, match="needs CUDA tensors"):
+        call(**inputs)

@@ -1,0 +1,189 @@
+"""The laws of the causal convolutions, as functions of an implementation under test and a jagged batch."""
+
+# B rows, L tokens, D model width, R conv taps (docs/shapes.md)
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gbla_kernels.backend import Backend
+from gbla_kernels.layout import JaggedLayout
+from gbla_kernels.testing.error_budget import assert_within_budget, outputs_and_gradients, relative_error
+from gbla_kernels.testing.inputs import conv_inputs
+
+Tensors = dict[str, Tensor | None]
+"""Arguments by name: ``x`` and parameters, None where absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSubject:
+    """An op with the signature of ``causal_conv1d``, perhaps with a norm before it, and what it is tested with."""
+
+    op: Callable[..., Tensor]
+    backend: Backend
+    dtype: torch.dtype
+    parameter_dtype: torch.dtype | None = None
+    device: str = "cpu"
+    dim: int = 20
+    num_taps: int = 4
+    activation: str | None = "silu"
+    has_bias: bool = True
+    has_norm: bool = False
+
+    def inputs(self, lengths: Sequence[int], seed: int) -> tuple[Tensors, JaggedLayout]:
+        """Random inputs by argument name, leaves that want gradients, and their layout."""
+        made, layout = conv_inputs(lengths, dim=self.dim, num_taps=self.num_taps, dtype=torch.float64, seed=seed)
+        if self.has_norm:
+            made["norm_weight"] = 1 + 0.3 * torch.randn(self.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        tensors: Tensors = {}
+        for name, tensor in made.items():
+            dtype = self.dtype if name == "x" else self.parameter_dtype or self.dtype
+            tensors[name] = tensor.detach().to(self.device, dtype).requires_grad_()
+        if not self.has_bias:
+            tensors["bias"] = None
+        return tensors, layout.to(self.device)
+
+    def call(self, layout: JaggedLayout, /, **changes: Any) -> Callable[..., Tensor]:
+        """The op as a function of its tensors."""
+        options = {"offsets": layout.offsets, "layout": layout, "activation": self.activation, "backend": self.backend}
+        return partial(self.op, **{**options, **changes})
+
+
+def _assert_same(subject: ConvSubject, actual: Tensor, expected: Tensor, what: str) -> None:
+    """Bit for bit; on the reference to rounding, since torch computes the ends of vectors differently on the CPU."""
+    if subject.backend is Backend.TRITON:
+        assert torch.equal(actual, expected), what
+    else:
+        assert relative_error(actual, expected) <= 4 * torch.finfo(subject.dtype).eps, what
+
+
+Law = Callable[[ConvSubject, Sequence[int], int], None]
+
+
+def output_and_gradients_equal_fp64(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Within twice the error of the reference, which computes in fp32 and rounds once."""
+    tensors, layout = subject.inputs(lengths, seed)
+    assert_within_budget(subject.call(layout), subject.call(layout, backend=Backend.REFERENCE), tensors, seed=seed)
+
+
+def packed_batch_is_each_row_alone_bit_for_bit(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Output and gradient of x are those of each row alone; gradients of parameters add."""
+    tensors, layout = subject.inputs(lengths, seed)
+    packed = outputs_and_gradients(_weighted(subject, layout, seed), tensors)
+    totals = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in packed.items() if name not in ("output", "d_x")}
+    x = tensors["x"]
+    assert x is not None
+    for start, length in zip(layout.offsets_cpu.tolist(), layout.row_lengths, strict=False):
+        row = slice(start, start + length)
+        alone_layout = JaggedLayout.from_lengths([length]).to(subject.device)
+        alone = outputs_and_gradients(_weighted(subject, alone_layout, seed, start, len(x)), {**tensors, "x": x[row]})
+        for name in ("output", "d_x"):
+            _assert_same(subject, alone[name], packed[name][row], f"{name} of the row at {start}")
+        for name in totals:
+            totals[name] += alone[name]
+    for name, total in totals.items():
+        # each row rounds once
+        tolerance = 4 * (1 + len(lengths)) ** 0.5 * torch.finfo(packed[name].dtype).eps
+        assert relative_error(packed[name], total) <= tolerance, name
+
+
+def _weighted(
+    subject: ConvSubject, layout: JaggedLayout, seed: int, start: int = 0, num_tokens: int | None = None
+) -> Callable[..., Tensor]:
+    """The op times fixed weights of its own tokens, which are those from ``start`` of ``num_tokens``."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    weights = torch.randn(layout.num_tokens if num_tokens is None else num_tokens, subject.dim, generator=generator)
+    weights = weights[start : start + layout.num_tokens].to(subject.device, subject.dtype)
+
+    def op(**tensors: Tensor) -> Tensor:
+        # outputs_and_gradients weighs by a function of the shape: equal weights by this wrapper instead
+        return _SetGradient.apply(subject.call(layout)(**tensors), weights)  # type: ignore[no-any-return, no-untyped-call]
+
+    return op
+
+
+class _SetGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
+def no_token_reads_across_a_row_start(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Huge or undefined values in every second row change nothing in the others."""
+    tensors, layout = subject.inputs(lengths, seed)
+    x = tensors["x"]
+    assert x is not None
+    is_odd = (layout.rows % 2 == 1)[:, None]
+    kept = (layout.rows % 2 == 0).nonzero()[:, 0]
+    before = outputs_and_gradients(_weighted(subject, layout, seed), tensors)
+    after = outputs_and_gradients(_weighted(subject, layout, seed), {**tensors, "x": x.detach().masked_fill(is_odd, torch.nan)})
+    for name in ("output", "d_x"):
+        _assert_same(subject, after[name][kept], before[name][kept], name)
+
+
+def strided_views_equal_contiguous_inputs(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Rows of a wider tensor are read in place, and a gradient with any strides is accepted."""
+    tensors, layout = subject.inputs(lengths, seed)
+    x = tensors["x"]
+    assert x is not None
+    expected = outputs_and_gradients(subject.call(layout), tensors, seed)
+    for view in (torch.cat((x, x + 1, x), dim=1).detach()[:, subject.dim * 2 :], x.detach().T.contiguous().T):
+        actual = outputs_and_gradients(subject.call(layout), {**tensors, "x": view}, seed)
+        for name, value in expected.items():
+            _assert_same(subject, actual[name], value, name)
+    given = [tensor for tensor in tensors.values() if tensor is not None]
+    one_value = torch.ones((), dtype=subject.dtype, device=subject.device)
+    expanded = torch.autograd.grad(subject.call(layout)(**tensors), given, one_value.expand(x.shape))
+    dense = torch.autograd.grad(subject.call(layout)(**tensors), given, torch.ones_like(x))
+    for actual_gradient, expected_gradient in zip(expanded, dense, strict=True):
+        _assert_same(subject, actual_gradient, expected_gradient, "gradient of an expanded gradient")
+
+
+def layout_is_optional(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Offsets alone give the same bits."""
+    tensors, layout = subject.inputs(lengths, seed)
+    expected = outputs_and_gradients(subject.call(layout), tensors, seed)
+    actual = outputs_and_gradients(subject.call(layout, layout=None), tensors, seed)
+    for name, value in expected.items():
+        _assert_same(subject, actual[name], value, name)
+
+
+def same_call_gives_the_same_bits(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Sums have a fixed order."""
+    tensors, layout = subject.inputs(lengths, seed)
+    first, second = (outputs_and_gradients(subject.call(layout), tensors, seed) for _ in range(2))
+    for name, value in first.items():
+        _assert_same(subject, second[name], value, name)
+
+
+def gradients_have_the_dtypes_of_their_tensors(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
+    """Also where parameters are wider than x; without tokens they are zero, not None."""
+    tensors, layout = subject.inputs(lengths, seed)
+    results = outputs_and_gradients(subject.call(layout), tensors, seed)
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            assert results[f"d_{name}"].dtype == tensor.dtype and results[f"d_{name}"].shape == tensor.shape, name
+    assert results["output"].dtype == subject.dtype
+    tensors, layout = subject.inputs([0, 0], seed)
+    for name, value in outputs_and_gradients(subject.call(layout), tensors, seed).items():
+        assert torch.equal(value, torch.zeros_like(value)), name
+
+
+LAWS: tuple[Law, ...] = (
+    output_and_gradients_equal_fp64,
+    packed_batch_is_each_row_alone_bit_for_bit,
+    no_token_reads_across_a_row_start,
+    strided_views_equal_contiguous_inputs,
+    layout_is_optional,
+    same_call_gives_the_same_bits,
+    gradients_have_the_dtypes_of_their_tensors,
+)
