@@ -1,28 +1,101 @@
-"""The jagged layout agrees with its row lengths, and refuses what is not one."""
+"""The jagged layout agrees with its row lengths, its tables cover every token once, and it refuses what is not a layout."""
+
+import itertools
+from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gbla_kernels import JaggedLayout
-from gbla_kernels.layout import CHUNK
-from gbla_kernels.testing.inputs import NASTY_LENGTHS
+from gbla_kernels.row_splits import MAX_SPLITS, SPLIT, SPLIT_MULTIPLE, RowSplits, split_lengths
+from gbla_kernels.testing.inputs import JaggedLengths
+
+LONG = (MAX_SPLITS * SPLIT - 1, MAX_SPLITS * SPLIT, MAX_SPLITS * SPLIT + 1, 131_072)
+lengths_or_none = st.just([]) | st.from_type(JaggedLengths)
+short_limits = st.sampled_from([0, 1, 64, SPLIT])
 
 
-@given(st.lists(st.one_of(st.sampled_from(NASTY_LENGTHS), st.integers(0, 200)), max_size=6))
-def test_tables_describe_the_rows(lengths: list[int]) -> None:
+@given(lengths_or_none)
+def test_layout_describes_the_rows(lengths: list[int]) -> None:
     layout = JaggedLayout.from_lengths(lengths)
     assert layout.offsets.diff().tolist() == lengths == layout.row_lengths
     assert torch.equal(layout.offsets_int32.long(), layout.offsets)
     assert layout.max_length == max(lengths, default=0)
     assert layout.rows.tolist() == [row for row, length in enumerate(lengths) for _ in range(length)]
     assert layout.positions.tolist() == [i for length in lengths for i in range(length)]
-    chunks = [(row, start) for row, length in enumerate(lengths) for start in range(0, length, CHUNK)]
-    assert layout.chunk_rows.tolist() == [row for row, _ in chunks]
-    assert layout.chunk_starts.tolist() == [int(layout.offsets[row]) + start for row, start in chunks]
     again = JaggedLayout.from_offsets(layout.offsets)
-    assert torch.equal(again.chunk_starts, layout.chunk_starts)
+    for table, other in zip(layout.row_splits.tensors(), again.row_splits.tensors(), strict=True):
+        assert torch.equal(table, other)
+
+
+def used(table: torch.Tensor) -> list[list[int]]:
+    """Entries with tokens, slot first where there is one."""
+    return [entry for entry in table.tolist() if entry[-2] < entry[-1]]
+
+
+@given(lengths=lengths_or_none, short_limit=short_limits)
+@example(lengths=[3, *LONG, 0], short_limit=SPLIT)
+@example(lengths=[3, *LONG, 0], short_limit=0)
+def test_every_token_is_covered_once_by_a_piece_of_its_own_row(lengths: list[int], short_limit: int) -> None:
+    splits = RowSplits.from_lengths(torch.tensor(lengths, dtype=torch.int64), short_limit=short_limit)
+    bounds = [0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()]
+    rows = list(itertools.pairwise(bounds))
+    assert used(splits.short_rows) == [[start, stop] for start, stop in rows if 0 < stop - start <= short_limit]
+    long_rows = [(start, stop) for start, stop in rows if stop - start > short_limit]
+    pieces = used(splits.splits)
+    for slot, (start, stop) in enumerate(long_rows):
+        first, last = splits.slot_offsets[slot : slot + 2].tolist()
+        own = pieces[first:last]
+        assert all(piece[0] == slot for piece in own)
+        edges = [start, *(piece[2] for piece in own)]
+        assert [piece[1] for piece in own] == edges[:-1] and edges[-1] == stop, "splits lie side by side, from start to stop"
+    assert Counter(piece[0] for piece in pieces).keys() == set(range(len(long_rows)))
+    assert splits.has_short == bool(used(splits.short_rows)) and splits.has_splits == bool(pieces)
+
+
+@given(lengths=lengths_or_none, short_limit=short_limits)
+@example(lengths=[3, *LONG, 0], short_limit=SPLIT)
+@example(lengths=[0, 0], short_limit=0)
+def test_tables_made_on_the_device_do_the_same_work(lengths: list[int], short_limit: int) -> None:
+    row_lengths = torch.tensor(lengths, dtype=torch.int64)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), row_lengths.cumsum(0)])
+    exact = RowSplits.from_lengths(row_lengths, short_limit=short_limit)
+    bound = RowSplits.on_device(offsets, int(offsets[-1]), short_limit=short_limit)
+    assert used(bound.short_rows) == used(exact.short_rows)
+    assert used(bound.splits) == used(exact.splits)
+    num_slots = len({piece[0] for piece in used(exact.splits)})
+    assert bound.slot_offsets[: num_slots + 1].tolist() == exact.slot_offsets[: num_slots + 1].tolist()
+    # slots that no row has are empty
+    assert bool((bound.slot_offsets[num_slots:] == bound.slot_offsets[num_slots]).all())
+    assert bound.has_short >= exact.has_short and bound.has_splits >= exact.has_splits
+
+
+@given(lengths=lengths_or_none, short_limit=short_limits)
+@example(lengths=[0], short_limit=0)
+def test_no_table_is_empty_and_unused_entries_have_no_tokens(lengths: list[int], short_limit: int) -> None:
+    row_lengths = torch.tensor(lengths, dtype=torch.int64)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), row_lengths.cumsum(0)])
+    for splits in (
+        RowSplits.from_lengths(row_lengths, short_limit=short_limit),
+        RowSplits.on_device(offsets, int(offsets[-1]), short_limit=short_limit),
+    ):
+        assert len(splits.short_rows) and len(splits.splits) and len(splits.slot_offsets) >= 2
+        for table in (splits.short_rows[:, -2:], splits.splits[:, -2:]):
+            assert bool((table[:, 0] <= table[:, 1]).all())
+        covered = sum(int(table[:, -2:].diff().sum()) for table in (splits.short_rows, splits.splits))
+        assert covered == int(offsets[-1])
+        assert bool((splits.splits[:, 0] < len(splits.slot_offsets) - 1).all()), "a slot past the states"
+
+
+@given(st.integers(1, 300_000) | st.sampled_from(LONG))
+def test_splits_of_a_row_depend_on_its_length_alone_and_are_few(length: int) -> None:
+    size = int(split_lengths(torch.tensor([length]))[0])
+    assert size % SPLIT_MULTIPLE == 0 and size >= SPLIT
+    assert -(-length // size) <= MAX_SPLITS
+    neighbours = split_lengths(torch.tensor([5, length, 200_000]))
+    assert int(neighbours[1]) == size
 
 
 def test_bad_lengths_and_offsets_are_refused() -> None:
