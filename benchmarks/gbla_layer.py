@@ -34,7 +34,7 @@ from row_lengths import SINGLE_ROW_LENGTHS, Case, uniform, zipf
 from time_plot import Points, plot_times
 from torch import Tensor, nn
 
-from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention
+from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention_packed
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention
 
@@ -154,13 +154,8 @@ def run_conv(layer: GatedBidirectionalLinearAttention, layout: JaggedLayout, x: 
 
 
 def run_op(layer: GatedBidirectionalLinearAttention, layout: JaggedLayout, projection: Tensor) -> Tensor:
-    """The op on views of one projection."""
-    num_tokens, model_dim = projection.shape[0], layer.out_projection.in_features
-    widths = [model_dim] * 4 + [NUM_HEADS, projection.shape[1] - 4 * model_dim - NUM_HEADS]
-    query, key, value, output_gate, key_gate, _ = projection.split(widths, dim=-1)
-    query, key, value, output_gate = (x.view(num_tokens, NUM_HEADS, -1) for x in (query, key, value, output_gate))
-    inputs = (query, key, value, key_gate, output_gate, layer.norm_weight)
-    return gated_linear_attention(*inputs, layout.offsets, layout=layout, backend=Backend.TRITON)
+    dims = {"num_heads": NUM_HEADS, "key_dim": layer.head_dim, "value_dim": layer.head_dim}
+    return gated_linear_attention_packed(projection, layer.norm_weight, layout.offsets, **dims, layout=layout, backend=Backend.TRITON)
 
 
 def config(model_dim: int) -> EncoderConfig:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from report import RESULTS
-from torch.autograd.profiler_util import DeviceType
+from torch.autograd import DeviceType
 
 Call = Callable[[], Any]
 Figure = float | str | None
@@ -125,7 +125,7 @@ def attempt(measure: Callable[..., T], *arguments: Any) -> T | str:
 
 def _first_cause(error: BaseException) -> str:
     # a graph whose capture failed raises once more when it is closed
-    while error.__context__ is not None:
+    while error.__context__ is not None and not error.__suppress_context__:
         error = error.__context__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

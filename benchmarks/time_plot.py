@@ -6,8 +6,8 @@ from pathlib import Path
 from report import RESULTS
 
 Points = Sequence[tuple[int, float]]
-STYLE = {"svg.hashsalt": "gbla", "font.size": 9}
-"""A fixed salt: the same figures give the same file."""
+STYLE = {"svg.hashsalt": "gbla", "svg.fonttype": "none", "font.size": 9}
+"""A fixed salt: the same figures give the same file. Text stays text."""
 
 
 def plot_times(name: str, panels: Mapping[str, Mapping[str, Points]], *, directory: Path = RESULTS) -> Path:

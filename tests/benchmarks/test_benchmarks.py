@@ -1,0 +1,69 @@
+import json
+import runpy
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
+from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_error
+from gbla_kernels.testing.inputs import attention_inputs
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+GPU_SCRIPTS = ["cold_start.py", "gbla_layer.py", "linear_attention.py", "softmax_attention.py"]
+
+
+@pytest.fixture
+def benchmarks_on_path(monkeypatch):
+    """Scripts import their neighbours; neither the path nor these modules may outlive the test."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("script", GPU_SCRIPTS)
+def test_a_gpu_benchmark_without_a_gpu_says_so_and_succeeds(script, benchmarks_on_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{script}"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.splitlines() == [f"{script}: skipped, it needs a CUDA GPU"]
+
+
+def test_a_report_has_its_origin_every_table_and_the_plot(benchmarks_on_path, monkeypatch, tmp_path):
+    from report import COMMIT_VARIABLE, write_report
+    from time_plot import plot_times
+
+    monkeypatch.setenv(COMMIT_VARIABLE, "0123456789ab")
+    plot = plot_times("speed", {"panel": {"ours": [(512, 0.1), (1024, 0.2)], "floor": [], "peer": [(512, 0.3)]}}, directory=tmp_path)
+    rows = [{"T": 512, "ms": 0.123456, "peer (ms)": None}, {"T": 1024, "ms": "OutOfMemoryError: too large"}]
+    path = write_report("speed", rows, "python x.py", "notes", tables={"Errors": [{"y": 0.5}]}, plots=[plot], directory=tmp_path)
+    text, report = path.read_text(), json.loads((tmp_path / "speed.json").read_text())
+    for expected in ("| 512 | 0.1235 |  |", "| 1,024 | OutOfMemoryError: too large |  |", "## Errors", "(speed.svg)", "0123456789ab"):
+        assert expected in text
+    assert report["commit"] == "0123456789ab" and report["tables"] == {"Errors": [{"y": 0.5}]} and plot.stat().st_size > 0
+
+
+def test_the_plain_peer_computes_the_op(benchmarks_on_path):
+    from plain_attention import plain_attention
+
+    inputs, layout = attention_inputs([131], num_heads=2, key_dim=16, value_dim=16, dtype=torch.float32)
+    reference = partial(gated_linear_attention, offsets=layout.offsets, layout=layout, backend=Backend.REFERENCE)
+    expected = outputs_and_gradients(reference, inputs)
+    for name, value in outputs_and_gradients(plain_attention, inputs).items():
+        assert relative_error(value, expected[name]) < 1e-5, name
+
+
+def test_cases_have_the_tokens_that_they_name(benchmarks_on_path):
+    from row_lengths import SHORT_ROWS, ZIPF_ROWS, ZIPF_TOKENS, short, uniform, zipf
+
+    assert uniform(32, 2048).num_tokens == 65536 and uniform(32, 2048).is_uniform and not uniform(32, 2048).is_single
+    assert zipf().num_tokens == ZIPF_TOKENS and len(zipf().lengths) == ZIPF_ROWS
+    assert len(short().lengths) == SHORT_ROWS and 8 < short().num_tokens / SHORT_ROWS < 10
+    assert JaggedLayout.from_lengths(zipf().lengths).max_length > 10_000
