@@ -98,7 +98,7 @@ def measure_case(case: Case, model_dim: int, ceilings: Ceilings) -> list[dict[st
         for name, kernel in KERNELS.items():
             layers[SA_COLUMNS[name]] = (DenseSoftmaxLayer(model_dim, NUM_HEADS, kernel).to(DEVICE, torch.bfloat16), len(case.lengths))
     if not case.is_single:
-        layers["SA jagged (ms)"] = (SoftmaxAttention(config(model_dim)).to(DEVICE, torch.bfloat16), layout)
+        layers["SA jagged (ms)"] = (SoftmaxAttention(config(model_dim), backend=Backend.TRITON).to(DEVICE, torch.bfloat16), layout)
     rows = []
     for with_backward in (False, True):
         figures: dict[str, Figure] = {
