@@ -142,8 +142,10 @@ def gate_gradient_sums_to_zero_over_each_row(subject: Subject, lengths: Sequence
     if inputs["key_gate"] is None:
         return
     gradient = subject.run(inputs, layout)["d_key_gate"].double()
-    tolerance = 16 * FLOOR[subject.dtype] * (1 + float(gradient.abs().sum()))
+    # the terms that cancel in a row of one token are about as large as the largest gradient
+    scale = 1 + float(gradient.abs().max())
     for row in gradient.split(layout.row_lengths):
+        tolerance = 16 * FLOOR[subject.dtype] * (scale + row.abs().sum(0))
         assert bool((row.sum(0).abs() <= tolerance).all()), f"d_key_gate sums to {row.sum(0).tolist()} in a row of {len(row)}"
 
 
@@ -189,12 +191,13 @@ def whole_blocks_and_splits_may_be_silent(subject: Subject, lengths: Sequence[in
 
 
 def gates_far_apart_neither_overflow_nor_vanish(subject: Subject, lengths: Sequence[int], seed: int) -> None:
-    """Gates of -5000, 0 and 5000."""
+    """Gates about -5000, 0 and 5000; fp32, where they still differ by less than one."""
     inputs, layout = subject.inputs([*lengths, BALLAST], seed)
     gate = inputs["key_gate"]
     if gate is None:
         return
     choice = torch.randint(-1, 2, gate.shape, generator=torch.Generator().manual_seed(seed))
+    gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
     results = assert_near_fp64(subject, {**inputs, "key_gate": gate + 5000 * choice.to(gate)}, layout)
     assert all(bool(value.isfinite().all()) for value in results.values())
 

@@ -86,9 +86,16 @@ class Subject:
         return reference.run({name: None if x is None else x.double() for name, x in inputs.items()}, layout, d_output=d_output)
 
     def budget(self, inputs: Tensors, layout: JaggedLayout, exact: Results, *, d_output: Tensor | None = None) -> dict[str, float]:
-        """Twice the error of the reference that computes in fp32 (fp64 for fp64) and rounds once, at least ``FLOOR``."""
+        """Twice the error of the reference that computes in fp32 (fp64 for fp64) and rounds once, at least ``FLOOR``.
+
+        A gradient of a wider dtype than query is rounded to that of query first: so are the operands of the kernels' dots.
+        """
         rounded = replace(self, backend=Backend.REFERENCE).run(inputs, layout, d_output=d_output)
-        return {name: max(2 * relative_error(rounded[name], exact[name]), FLOOR[rounded[name].dtype]) for name in exact}
+        budget = {}
+        for name, value in rounded.items():
+            floor = max(FLOOR[value.dtype], FLOOR[self.dtype])
+            budget[name] = max(2 * relative_error(value.to(self.dtype), exact[name]), floor)
+        return budget
 
 
 def results(op: Op, inputs: Tensors, d_output: Tensor | None = None) -> Results:
