@@ -1,0 +1,1 @@
+"""Rotary position embedding of queries and keys; its backward is the same kernel, turning the other way."""
