@@ -16,7 +16,7 @@ SplitKind = Literal["leave_last", "temporal"]
 TieRule = Literal["together", "ordered"]
 EmbeddingSource = Literal["text", "behaviour", "file"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
-PATTERN_LETTERS = "SG"
+PATTERN_LETTERS = "SGW"
 ConfigT = TypeVar("ConfigT")
 
 
@@ -160,7 +160,7 @@ class EncoderConfig:
     model_dim: int = 512
     num_heads: int = 8
     pattern: str = "SGG"
-    """``S`` softmax attention, ``G`` gated bidirectional linear attention."""
+    """``S`` softmax attention, ``G`` gated bidirectional linear attention, ``W`` softmax attention in a window."""
     num_repeats: int = 1
     ffn_dim: int | None = None
     """SwiGLU width; None: 8/3 of model_dim, rounded up to a multiple of 64."""
@@ -171,12 +171,15 @@ class EncoderConfig:
     direction: Direction = "bidirectional"
     feature_map: FeatureMap = "elu1"
     rope_base: float = 10_000.0
+    window: int = 256
+    """Tokens that a ``W`` layer sees on each side of a token; only those before it where the direction is causal."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _require_choice(self, "direction", Direction)
         _require_choice(self, "feature_map", FeatureMap)
-        _require_positive(self, "model_dim", "num_heads", "num_repeats", "conv_width", "rope_base")
+        _require_positive(self, "model_dim", "num_heads", "num_repeats", "conv_width", "window")
+        _require(self.rope_base > 1, "EncoderConfig.rope_base", "be above 1", self.rope_base)
         _require(self.ffn_dim is None or self.ffn_dim > 0, "EncoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
         _require(
             self.model_dim % (2 * self.num_heads) == 0,

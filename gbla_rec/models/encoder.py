@@ -1,4 +1,4 @@
-"""The hybrid encoder: pre-norm blocks of softmax attention (S) and gated bidirectional linear attention (G)."""
+"""The hybrid encoder: pre-norm blocks of softmax attention (S, or W in a window) and gated bidirectional linear attention (G)."""
 
 # B rows, L tokens, T tokens of a row, D model width (docs/shapes.md)
 
@@ -16,6 +16,18 @@ RECENCY_BUCKETS_PER_OCTAVE = 4
 NUM_RECENCY_BUCKETS = 24 * RECENCY_BUCKETS_PER_OCTAVE
 
 
+def mixer_of(letter: str, config: EncoderConfig, output_scale: float, backend: Backend) -> nn.Module:
+    """The mixing layer of a pattern letter (docs/shapes.md)."""
+    match letter:
+        case "S":
+            return SoftmaxAttention(config, output_scale=output_scale, backend=backend)
+        case "W":
+            return SoftmaxAttention(config, window=config.window, output_scale=output_scale, backend=backend)
+        case "G":
+            return GatedBidirectionalLinearAttention(config, output_scale=output_scale, backend=backend)
+    raise AssertionError(f"EncoderConfig let the letter {letter!r} pass")
+
+
 class EncoderBlock(nn.Module):
     """``x + mix(norm(x))``, then ``x + ffn(norm(x))``."""
 
@@ -23,11 +35,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         output_scale = (2 * len(config.layers)) ** -0.5
         self.mixer_norm = nn.RMSNorm(config.model_dim)
-        self.mixer = (
-            SoftmaxAttention(config, output_scale=output_scale)
-            if letter == "S"
-            else GatedBidirectionalLinearAttention(config, output_scale=output_scale, backend=backend)
-        )
+        self.mixer = mixer_of(letter, config, output_scale, backend)
         self.ffn_norm = nn.RMSNorm(config.model_dim)
         self.ffn = SwiGLU(config.model_dim, config.resolved_ffn_dim, output_scale=output_scale)
         self.dropout, self.index = config.dropout, index

@@ -1,6 +1,6 @@
 """Softmax attention between two jagged batches of the same rows: no padding, no row sees another."""
 
-# B rows, L tokens, H heads, K head width (docs/shapes.md); queries and keys may have different row lengths
+# B rows, L tokens, T tokens of a row, H heads, K head width (docs/shapes.md); queries and keys may have different row lengths
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,34 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from gbla_kernels import JaggedLayout
+from gbla_rec.models.cudnn_attention import cudnn_attention, has_cudnn_kernel
+
+SHORT_ROWS = 256
+"""If no row is longer, torch's own kernel is chosen: its blocks start faster, and there is little to compute."""
+MIN_QUERY_BLOCK = 64
+"""Queries of one masked call of windowed attention without a kernel, at least."""
+FLASH_CAPABILITY = (8, 0)
+FLASH_ALIGNMENT, FLASH_MAX_HEAD_DIM = 8, 256
 
 
 def jagged_attention(
-    query: Tensor, key: Tensor, value: Tensor, query_layout: JaggedLayout, key_layout: JaggedLayout, *, is_causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_layout: JaggedLayout,
+    key_layout: JaggedLayout,
+    *,
+    is_causal: bool = False,
+    window: int | None = None,
 ) -> Tensor:
-    """Each query attends to all keys of its row (or, if causal, to those up to its own position).
+    """Each query attends to all keys of its row, or to those near it or up to its own position.
 
-    Half precision on CUDA runs torch's fused variable-length kernel; everything else one fused call per row.
+    Which kernel runs is a rule of the arguments; nothing is tried and caught:
+
+    - half precision on CUDA, one layout on both sides, neither causal nor windowed, a row of more than ``SHORT_ROWS`` tokens, and
+      ``has_cudnn_kernel`` (Hopper or later, head width up to 128, the extra ``cudnn`` installed): cuDNN on ragged rows;
+    - other half precision on CUDA: torch's ``varlen_attn``;
+    - everything else: one exact call per row, or per block of queries where there is a window (memory linear in ``T * window``).
 
     Args:
         query: ``(L_query, H, K)``.
@@ -24,17 +44,27 @@ def jagged_attention(
         query_layout: rows of the queries.
         key_layout: rows of keys and values: as many as queries have, of any lengths.
         is_causal: needs equal layouts.
+        window: tokens that a query sees on each side of its own position (if causal, before it); needs equal layouts.
 
     Returns:
         ``(L_query, H, K)``; a query whose row has no keys gets zeros.
 
     Raises:
-        ValueError: if the layouts disagree in the number of rows.
+        ValueError: if the layouts disagree in the number of rows, or must be equal and are not, or the window is negative.
+        NotImplementedError: for half precision on a GPU that has no kernel for it.
     """
     if query_layout.num_rows != key_layout.num_rows:
         raise ValueError(f"query_layout and key_layout must have the same rows, got {query_layout.num_rows} and {key_layout.num_rows}")
+    is_same = query_layout is key_layout
+    if window is not None and window < 0:
+        raise ValueError(f"window must not be negative, got {window}")
+    if window is not None and not is_same and query_layout.row_lengths != key_layout.row_lengths:
+        raise ValueError("query_layout and key_layout must be equal where there is a window, got rows of different lengths")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[0] and key.shape[0]:
-        return _fused(query, key, value, query_layout, key_layout, is_causal)
+        is_plain = is_same and not is_causal and window is None
+        if is_plain and query_layout.max_length > SHORT_ROWS and has_cudnn_kernel(query.device, query.dtype, query.shape[2]):
+            return cudnn_attention(query, key, value, query_layout.offsets, query_layout.offsets_cpu)
+        return _flash(query, key, value, query_layout, key_layout, is_causal, window)
     if not any(queries and keys for queries, keys in zip(query_layout.row_lengths, key_layout.row_lengths, strict=True)):
         # every operand stays in the graph, so gradients are zero and not None
         return query * 0 + (key.sum() + value.sum()) * 0
@@ -44,14 +74,44 @@ def jagged_attention(
     for q, k, v in zip(row_queries, row_keys, row_values, strict=True):
         if q.shape[0] == 0 or k.shape[0] == 0:
             outputs.append(torch.zeros_like(q))
-            continue
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        outputs.append(attended[0].transpose(0, 1))
+        elif window is None:
+            outputs.append(_attend(q, k, v, is_causal=is_causal))
+        else:
+            outputs += _attend_near(q, k, v, is_causal, window)
     return torch.cat(outputs)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, query_layout: JaggedLayout, key_layout: JaggedLayout, is_causal: bool) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Dense attention of one row, or of a part of it."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)[0].transpose(0, 1)
+
+
+def _attend_near(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, window: int) -> list[Tensor]:
+    """Windowed attention of one row, in blocks of queries that see only the keys they may need."""
+    length, block = query.shape[0], max(window, MIN_QUERY_BLOCK)
+    positions = torch.arange(length, device=query.device)
+    outputs = []
+    for start in range(0, length, block):
+        queries = slice(start, start + block)
+        keys = slice(max(start - window, 0), start + block + (0 if is_causal else window))
+        distance = positions[queries, None] - positions[None, keys]
+        mask = (distance <= window) & (distance >= (0 if is_causal else -window))
+        outputs.append(_attend(query[queries], key[keys], value[keys], mask=mask))
+    return outputs
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_layout: JaggedLayout,
+    key_layout: JaggedLayout,
+    is_causal: bool,
+    window: int | None,
+) -> Tensor:
+    _require_flash_kernel(query.device, query.dtype, query.shape[2])
+    side = -1 if window is None else window
     attended = varlen_attn(
         query,
         key,
@@ -60,7 +120,17 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, query_layout: JaggedLayout
         key_layout.offsets_int32,
         query_layout.max_length,
         key_layout.max_length,
-        window_size=(-1, 0) if is_causal else (-1, -1),
+        window_size=(side, 0 if is_causal else side),
     )
     assert isinstance(attended, Tensor)
     return attended
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _require_flash_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FLASH_CAPABILITY or head_dim % FLASH_ALIGNMENT or head_dim > FLASH_MAX_HEAD_DIM:
+        raise NotImplementedError(
+            f"jagged softmax attention in {dtype} has a kernel for compute capability >= {FLASH_CAPABILITY} and head widths that are "
+            f"multiples of {FLASH_ALIGNMENT} up to {FLASH_MAX_HEAD_DIM}, got capability {capability} and width {head_dim}; use fp32"
+        )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention_packed
+from gbla_kernels.rotary.api import rotary_embedding
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
 
@@ -67,11 +68,22 @@ class GatedBidirectionalLinearAttention(nn.Module):
 
 
 class SoftmaxAttention(nn.Module):
-    """Multi-head softmax attention with RoPE over each row; bidirectional unless the config says causal."""
+    """Multi-head softmax attention with RoPE over each row; bidirectional unless the config says causal.
 
-    def __init__(self, config: EncoderConfig, *, output_scale: float = 1.0) -> None:
+    ``backend`` chooses how queries and keys are turned: by one fused kernel, or by torch. The attention itself runs the kernel that
+    ``jagged_attention`` documents, on either backend.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        window: int | None = None,
+        output_scale: float = 1.0,
+        backend: Backend = Backend.REFERENCE,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.window, self.backend = config, window, backend
         self.head_dim = config.model_dim // config.num_heads
         self.in_projection = initialized_linear(config.model_dim, 3 * config.model_dim)
         self.out_projection = initialized_linear(config.model_dim, config.model_dim, scale=output_scale)
@@ -79,23 +91,10 @@ class SoftmaxAttention(nn.Module):
     def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
         """``(L, D)`` to ``(L, D)``; rows are those of ``layout``."""
         query, key, value = self.in_projection(x).view(x.shape[0], 3, self.config.num_heads, self.head_dim).unbind(1)
-        cosine, sine = rope_tables(layout.positions, self.head_dim, self.config.rope_base)
-        query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
-        y = jagged_attention(query, key, value, layout, layout, is_causal=self.config.direction == "causal")
+        query, key = rotary_embedding(query, key, layout.positions, base=self.config.rope_base, backend=self.backend)
+        is_causal = self.config.direction == "causal"
+        y = jagged_attention(query, key, value, layout, layout, is_causal=is_causal, window=self.window)
         return self.out_projection(y.flatten(1))  # type: ignore[no-any-return]
-
-
-def rope_tables(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``(L, 1, K / 2)`` fp32 of rotary position embedding (Su et al., arXiv 2104.09864)."""
-    frequency = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angle = positions.to(torch.float32)[:, None, None] * frequency
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the halves of ``x (L, H, K)`` as pairs by the angles of ``rope_tables``; dtype of x."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(x.dtype)
 
 
 class SwiGLU(nn.Module):

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 
 from gbla_kernels import JaggedLayout
+from gbla_kernels.rotary.reference import rotary_tables, rotate
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.encoder import HybridEncoder, recency_buckets
-from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, rope_tables, rotate
+from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention
 
 LENGTHS = [0, 5, 1, 0, 37]
 BASE = EncoderConfig(model_dim=16, num_heads=2, pattern="SGG", ffn_dim=24)
 VARIANTS = {
     "hybrid": {},
     "softmax": {"pattern": "S", "num_repeats": 2},
+    "windowed": {"pattern": "W", "window": 3},
+    "causal windowed": {"pattern": "W", "window": 3, "direction": "causal"},
+    "hybrid with a window": {"pattern": "SWG", "window": 5},
     "linear": {"pattern": "G"},
     "no conv": {"conv": False},
     "no key gate": {"key_gate": False},
@@ -68,7 +72,7 @@ def test_every_parameter_gets_a_gradient_even_from_an_empty_batch(variant: str) 
         assert all(torch.all(gradient == 0) for gradient in gradients)
 
 
-@pytest.mark.parametrize(("variant", "sees_future"), [("hybrid", True), ("causal", False)])
+@pytest.mark.parametrize(("variant", "sees_future"), [("hybrid", True), ("causal", False), ("windowed", True), ("causal windowed", False)])
 def test_only_the_bidirectional_encoder_sees_later_events(variant: str, sees_future: bool) -> None:
     encoder = encoder_of(**VARIANTS[variant])
     values = torch.randn(9, 16, dtype=torch.float64)
@@ -76,6 +80,20 @@ def test_only_the_bidirectional_encoder_sees_later_events(variant: str, sees_fut
     changed[6:] += 1
     before, after = (run(encoder, [9], x)[0] for x in (values, changed))
     assert (relative_error(after[:6], before[:6]) > 1e-6) == sees_future
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_a_windowed_layer_sees_no_further_than_its_window(direction: str) -> None:
+    config = dataclasses.replace(BASE, pattern="W", window=4, direction=direction)
+    layer = encoder_of(pattern="W", window=4, direction=direction).blocks[0].mixer
+    assert isinstance(layer, SoftmaxAttention)
+    x = torch.randn(40, 16, dtype=torch.float64)
+    changed = x.clone()
+    changed[20] += 1
+    layout = JaggedLayout.from_lengths([40])
+    is_changed = (layer(changed, layout) - layer(x, layout)).abs().amax(1) > 1e-9
+    first = 20 if direction == "causal" else 20 - config.window
+    assert is_changed.nonzero().flatten().tolist() == list(range(first, 20 + config.window + 1))
 
 
 @pytest.mark.parametrize("switch", ["conv", "key_gate", "output_gate"])
@@ -102,11 +120,11 @@ def test_softmax_attention_is_torchs_attention_with_rope() -> None:
     x = torch.randn(7, 16, dtype=torch.float64)
     layout = JaggedLayout.from_lengths([7])
     query, key, value = layer.in_projection(x).view(7, 3, 2, 8).unbind(1)
-    tables = rope_tables(layout.positions, 8, BASE.rope_base)
+    tables = rotary_tables(layout.positions, 8, BASE.rope_base, torch.float64)
     query, key = rotate(query, *tables), rotate(key, *tables)
     weights = torch.softmax(torch.einsum("thk,shk->hts", query, key) / 8**0.5, dim=-1)
     expected = layer.out_projection(torch.einsum("hts,shk->thk", weights, value).flatten(1))
-    assert relative_error(layer(x, layout), expected) < 1e-6
+    assert relative_error(layer(x, layout), expected) < 1e-12
 
 
 def test_rope_scores_depend_on_the_distance_only() -> None:
@@ -114,7 +132,8 @@ def test_rope_scores_depend_on_the_distance_only() -> None:
     scores = []
     for query_position, key_position in ((3, 10), (103, 110)):
         turned = [
-            rotate(x, *rope_tables(torch.tensor([position]), 8, 10_000.0)) for x, position in ((query, query_position), (key, key_position))
+            rotate(x, *rotary_tables(torch.tensor([position]), 8, 10_000.0))
+            for x, position in ((query, query_position), (key, key_position))
         ]
         scores.append(float((turned[0] * turned[1]).sum()))
     assert abs(scores[0] - scores[1]) < 1e-4
@@ -136,3 +155,5 @@ def test_bad_values_and_offsets_are_named() -> None:
         encoder(torch.zeros(3, 16), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"EncoderConfig.pattern must use the letters"):
         dataclasses.replace(BASE, pattern="SX")
+    with pytest.raises(ValueError, match=r"EncoderConfig.window must be positive, got 0"):
+        dataclasses.replace(BASE, window=0)

@@ -20,18 +20,24 @@ def inputs_of(rows: list[tuple[int, int]], dtype: torch.dtype) -> tuple[list[Ten
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes], queries, keys
 
 
-def outputs(tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False) -> list[Tensor]:
+def outputs(
+    tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False, window: int | None = None
+) -> list[Tensor]:
     """Output, and the gradients of query, key and value."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    output = jagged_attention(*leaves, queries, keys, is_causal=is_causal)
+    output = jagged_attention(*leaves, queries, keys, is_causal=is_causal, window=window)
     weighting = torch.linspace(-1, 1, 16, dtype=output.dtype, device=output.device)
     return [output.detach(), *torch.autograd.grad((output * weighting).sum(), leaves)]
 
 
-def definition(tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False) -> list[Tensor]:
+def definition(
+    tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False, window: int | None = None
+) -> list[Tensor]:
     """The same from a dense score matrix with a block mask."""
     query, key, value = (tensor.detach().double().requires_grad_() for tensor in tensors)
     may_see = queries.rows[:, None] == keys.rows[None, :]
+    if window is not None:
+        may_see = may_see & ((queries.positions[:, None] - keys.positions[None, :]).abs() <= window)
     if is_causal:
         may_see = may_see & (queries.positions[:, None] >= keys.positions[None, :])
     scores = torch.einsum("thk,shk->hts", query, key) / 4
@@ -57,6 +63,33 @@ def test_causal_attention_sees_no_later_token(lengths: list[int]) -> None:
         assert relative_error(actual, expected) < 1e-10
 
 
+@given(lengths=st.lists(st.integers(0, 150), min_size=1, max_size=3), window=st.integers(0, 80), is_causal=st.booleans())
+@example(lengths=[129, 0, 64], window=64, is_causal=False)
+@example(lengths=[129], window=0, is_causal=True)
+def test_windowed_attention_sees_only_near_tokens(lengths: list[int], window: int, is_causal: bool) -> None:
+    tensors, rows, _ = inputs_of([(length, length) for length in lengths], torch.float64)
+    actual, expected = (compute(tensors, rows, rows, is_causal, window) for compute in (outputs, definition))
+    for found, exact in zip(actual, expected, strict=True):
+        assert relative_error(found, exact) < 1e-10
+
+
+def test_windowed_attention_holds_no_full_score_matrix() -> None:
+    layout = JaggedLayout.from_lengths([4096])
+    tensors = [torch.zeros(4096, 1, 8, requires_grad=True) for _ in range(3)]
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: sizes.append(saved.numel()) or saved, lambda saved: saved):
+        jagged_attention(*tensors, layout, layout, window=100)
+    assert max(sizes) < 4096 * 4096 / 40
+
+
+def test_windows_that_make_no_sense_are_refused() -> None:
+    tensors, queries, keys = inputs_of([(2, 3)], torch.float32)
+    with pytest.raises(ValueError, match="must be equal where there is a window"):
+        jagged_attention(*tensors, queries, keys, window=4)
+    with pytest.raises(ValueError, match="window must not be negative, got -1"):
+        jagged_attention(*tensors, queries, keys, window=-1)
+
+
 def test_layouts_of_other_batches_are_refused() -> None:
     tensors, queries, _ = inputs_of([(2, 3)], torch.float32)
     with pytest.raises(ValueError, match="must have the same rows, got 1 and 2"):
@@ -64,15 +97,15 @@ def test_layouts_of_other_batches_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("is_causal", "window"), [(False, None), (True, None), (False, 20), (True, 20)])
 @pytest.mark.parametrize("rows", [[(5, 5), (0, 0), (1, 1), (130, 130)], [(3, 0), (4, 65), (0, 7), (1, 300)]])
-def test_fused_gpu_path_equals_the_exact_one(rows: list[tuple[int, int]], is_causal: bool) -> None:
-    if is_causal and any(queries != keys for queries, keys in rows):
-        pytest.skip("causal needs equal layouts")
+def test_flash_path_equals_the_exact_one(rows: list[tuple[int, int]], is_causal: bool, window: int | None) -> None:
+    if (is_causal or window) and any(queries != keys for queries, keys in rows):
+        pytest.skip("needs equal layouts")
     tensors, queries, keys = inputs_of(rows, torch.bfloat16)
     on_gpu = [tensor.cuda() for tensor in tensors]
-    actual = outputs(on_gpu, queries.to("cuda"), keys.to("cuda"), is_causal)
-    expected = definition(tensors, queries, keys, is_causal)
+    actual = outputs(on_gpu, queries.to("cuda"), keys.to("cuda"), is_causal, window)
+    expected = definition(tensors, queries, keys, is_causal, window)
     for name, found, exact in zip(("output", "d_query", "d_key", "d_value"), actual, expected, strict=True):
         assert found.isfinite().all(), name
         assert relative_error(found.cpu(), exact) < 4 * torch.finfo(torch.bfloat16).eps, name

@@ -1,0 +1,308 @@
+"""Softmax attention inside jagged rows by cuDNN's fused kernels, through nvidia-cudnn-frontend (extra ``cudnn``).
+
+torch reaches the same kernels for dense batches; its private ragged call, by its source, keeps no plan and reads the longest row of a
+backward from the head width. Here plans are kept, by a key without lengths: rows come in a few classes of length
+(``length_classes.py``), their number and the longest are rounded up to buckets, and rows of other classes are gaps between the rows.
+"""
+
+# L tokens, H heads, K head width, n rows of a class (docs/shapes.md)
+
+import importlib
+import importlib.metadata
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gbla_kernels.dispatch import is_traced
+from gbla_rec.models.length_classes import ClassRows, bucket, class_rows
+
+MIN_FRONTEND, MIN_BACKEND = (1, 18), 90_600
+"""Versions of nvidia-cudnn-frontend and of cuDNN: ragged statistics and 64-bit offsets."""
+MIN_CAPABILITY = (9, 0)
+MAX_HEAD_DIM = 128
+ALIGNMENT = 8
+"""Half-precision elements in 16 bytes: head widths, strides and addresses are multiples of it."""
+DTYPES = (torch.bfloat16, torch.float16)
+Pass = Literal["inference", "forward", "backward"]
+
+
+def _frontend_version() -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("nvidia-cudnn-frontend").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return (0,)
+
+
+FRONTEND_VERSION = _frontend_version()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """True if ``cudnn_attention`` exists for such heads: a rule of versions, device, dtype and width, never a trial."""
+    return (
+        device.type == "cuda"
+        and dtype in DTYPES
+        and head_dim % ALIGNMENT == 0
+        and head_dim <= MAX_HEAD_DIM
+        and FRONTEND_VERSION >= MIN_FRONTEND
+        and (torch.backends.cudnn.version() or 0) >= MIN_BACKEND
+        and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+    )
+
+
+def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor) -> Tensor:
+    """Each token attends to all tokens of its row.
+
+    Args:
+        query: ``(L, H, K)``, bf16 or fp16 on a device for which ``has_cudnn_kernel``; a view of a projection is read in place.
+        key: the same.
+        value: the same.
+        offsets: ``(B + 1,)`` int64 on the device.
+        offsets_cpu: the same on the CPU; what is derived from it lives as long as this tensor.
+
+    Returns:
+        ``(L, H, K)``, contiguous. The backward adds in no fixed order unless ``torch.use_deterministic_algorithms`` is on.
+    """
+    if is_traced(query, key, value):
+        return cudnn_attention_op(query, key, value, offsets, offsets_cpu)[0]  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _CudnnAttention.apply(query, key, value, offsets, offsets_cpu)  # type: ignore[no-any-return, no-untyped-call]
+    return _run_forward(query, key, value, offsets, offsets_cpu, "inference")[0]
+
+
+def _run_forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor, direction: Pass) -> tuple[Tensor, Tensor]:
+    """Output ``(L, H, K)`` and, for "forward", the logarithms of the softmax sums ``(L, H)`` fp32."""
+    num_tokens, num_heads, _ = query.shape
+    tensors = {"query": _aligned(query), "key": _aligned(key), "value": _aligned(value)}
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    stats = torch.empty((num_tokens, num_heads), dtype=torch.float32, device=query.device)
+    for rows in class_rows(offsets, offsets_cpu):
+        _execute(direction, rows, {**tensors, "out": out}, stats, total_tokens=0)
+    return out, stats
+
+
+def _run_backward(
+    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, offsets: Tensor, offsets_cpu: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = {"query": _aligned(query), "key": _aligned(key), "value": _aligned(value), "out": out, "d_out": _aligned(d_out)}
+    gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
+    tensors |= dict(zip(("d_query", "d_key", "d_value"), gradients, strict=True))
+    for rows in class_rows(offsets, offsets_cpu):
+        # bounds the workspace: without it, fp32 gradients of the queries for all n x longest tokens
+        _execute("backward", rows, tensors, stats, total_tokens=bucket(query.shape[0], steps=4))
+    return gradients[0], gradients[1], gradients[2]
+
+
+def _aligned(x: Tensor) -> Tensor:
+    is_aligned = x.stride(2) == 1 and all(stride % ALIGNMENT == 0 for stride in x.stride()[:2]) and x.data_ptr() % 16 == 0
+    return x if is_aligned else x.contiguous()
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKey:
+    """All that a plan depends on. ``strides`` are those of tokens and heads, by tensor name."""
+
+    direction: Pass
+    device: torch.device
+    dtype: torch.dtype
+    num_rows: int
+    max_length: int
+    num_heads: int
+    head_dim: int
+    strides: tuple[tuple[str, int, int], ...]
+    total_tokens: int
+    is_deterministic: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A graph that cuDNN has compiled, the number of each tensor in it, and the bytes it needs to work in."""
+
+    graph: Any
+    numbers: dict[str, int]
+    workspace_bytes: int
+
+
+class _ThreadState(threading.local):
+    """cuDNN's handles and plans, which threads must not share: autograd runs backward passes in threads of its own."""
+
+    def __init__(self) -> None:
+        self.handles: dict[torch.device, int] = {}
+        self.plans: dict[PlanKey, Plan] = {}
+
+
+_STATE = _ThreadState()
+
+
+def _execute(direction: Pass, rows: ClassRows, tensors: dict[str, Tensor], stats: Tensor, *, total_tokens: int) -> None:
+    """Run one pass over the rows of one class; reads and writes nothing outside of them."""
+    query = tensors["query"]
+    _, num_heads, head_dim = query.shape
+    strides = tuple((name, x.stride(0), x.stride(1)) for name, x in tensors.items())
+    is_deterministic = direction == "backward" and torch.are_deterministic_algorithms_enabled()
+    sizes = (rows.num_rows, rows.max_length, num_heads, head_dim)
+    key = PlanKey(direction, query.device, query.dtype, *sizes, strides, total_tokens, is_deterministic)
+    with torch.cuda.device(query.device):
+        handle = _handle(query.device)
+        plan = _STATE.plans.get(key)
+        if plan is None:
+            plan = _STATE.plans[key] = _build(key, handle)
+        offsets = {_offsets_name(stride): rows.offsets(stride) for stride in {*(token for _, token, _ in strides), num_heads}}
+        named = {**tensors, **offsets, "stats": stats, "query_lengths": rows.lengths, "key_lengths": rows.lengths}
+        workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=query.device)
+        addresses = {number: named[name].data_ptr() for name, number in plan.numbers.items()}
+        plan.graph.execute(addresses, workspace.data_ptr(), handle=handle)
+
+
+def _handle(device: torch.device) -> int:
+    cudnn = importlib.import_module("cudnn")
+    if device not in _STATE.handles:
+        _STATE.handles[device] = cudnn.create_handle()
+    handle = _STATE.handles[device]
+    cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
+    return handle
+
+
+def _offsets_name(stride: int) -> str:
+    return f"offsets_{stride}"
+
+
+def _build(key: PlanKey, handle: int) -> Plan:
+    """Compile the graph of one pass. Dimensions are (rows, heads, tokens, width); rows begin at ragged offsets."""
+    cudnn = importlib.import_module("cudnn")
+    types = cudnn.data_type
+    io_type = types.BFLOAT16 if key.dtype == torch.bfloat16 else types.HALF
+    graph = cudnn.pygraph(io_data_type=io_type, intermediate_data_type=types.FLOAT, compute_data_type=types.FLOAT, handle=handle)
+    numbers: dict[str, int] = {}
+
+    def number(name: str) -> int:
+        return numbers.setdefault(name, len(numbers) + 1)
+
+    def new(name: str, shape: list[int], stride: list[int], data_type: Any) -> Any:
+        return graph.tensor(name=name, dim=shape, stride=stride, data_type=data_type, uid=number(name))
+
+    strides = {name: (token, head) for name, token, head in key.strides}
+    offset_strides = {*(token for token, _ in strides.values()), *(() if key.direction == "inference" else (key.num_heads,))}
+    column = [1, 1, 1, 1]
+    offsets = {one: new(_offsets_name(one), [key.num_rows + 1, 1, 1, 1], column, types.INT64) for one in sorted(offset_strides)}
+    shape = [key.num_rows, key.num_heads, key.max_length, key.head_dim]
+    stats_shape = [*shape[:3], 1]
+    stats_stride = [key.num_heads * key.max_length, 1, key.num_heads, 1]
+
+    def layout(name: str) -> list[int]:
+        token, head = strides[name]
+        # the stride of rows is not used where they have offsets
+        return [token * key.max_length, head, token, 1]
+
+    def read(name: str) -> Any:
+        tensor = new(name, shape, layout(name), io_type)
+        tensor.set_ragged_offset(offsets[strides[name][0]])
+        return tensor
+
+    def write(tensor: Any, name: str) -> None:
+        tensor.set_output(True).set_uid(number(name)).set_dim(shape).set_stride(layout(name)).set_data_type(io_type)
+        tensor.set_ragged_offset(offsets[strides[name][0]])
+
+    options = {
+        "attn_scale": key.head_dim**-0.5,
+        "use_padding_mask": True,
+        "seq_len_q": new("query_lengths", [key.num_rows, 1, 1, 1], column, types.INT32),
+        "seq_len_kv": new("key_lengths", [key.num_rows, 1, 1, 1], column, types.INT32),
+    }
+    operands = {"q": read("query"), "k": read("key"), "v": read("value")}
+    if key.direction == "backward":
+        stats = new("stats", stats_shape, stats_stride, types.FLOAT)
+        stats.set_ragged_offset(offsets[key.num_heads])
+        gradients = graph.sdpa_backward(
+            name="attention_backward",
+            **operands,
+            o=read("out"),
+            dO=read("d_out"),
+            stats=stats,
+            max_total_seq_len_q=key.total_tokens,
+            max_total_seq_len_kv=key.total_tokens,
+            use_deterministic_algorithm=key.is_deterministic,
+            **options,
+        )
+        for tensor, name in zip(gradients, ("d_query", "d_key", "d_value"), strict=True):
+            write(tensor, name)
+    else:
+        out, stats = graph.sdpa(name="attention", **operands, generate_stats=key.direction == "forward", **options)
+        write(out, "out")
+        if key.direction == "forward":
+            stats.set_output(True).set_uid(number("stats")).set_data_type(types.FLOAT).set_dim(stats_shape).set_stride(stats_stride)
+            stats.set_ragged_offset(offsets[key.num_heads])
+    graph.validate()
+    graph.build_operation_graph()
+    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    graph.check_support()
+    graph.build_plans()
+    return Plan(graph, numbers, graph.get_workspace_size())
+
+
+# --- autograd ---------------------------------------------------------------------------------------------------------------------------
+
+
+class _CudnnAttention(torch.autograd.Function):
+    """The op in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor) -> Tensor:
+        out, stats = _run_forward(query, key, value, offsets, offsets_cpu, "forward")
+        ctx.save_for_backward(query, key, value, out, stats, offsets)
+        # not saved: the same object must come back, as rows are kept by it
+        ctx.offsets_cpu = offsets_cpu
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, stats, offsets = ctx.saved_tensors
+        return (*_run_backward(d_out, query, key, value, out, stats, offsets, ctx.offsets_cpu), None, None)
+
+
+@torch.library.custom_op("gbla_rec::cudnn_attention", mutates_args=())
+def cudnn_attention_op(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor) -> tuple[Tensor, Tensor]:
+    """Opaque to compilers: lengths decide inside, where no guard sees them."""
+    return _run_forward(query, key, value, offsets, offsets_cpu, "forward")
+
+
+@torch.library.custom_op("gbla_rec::cudnn_attention_backward", mutates_args=())
+def cudnn_attention_backward_op(
+    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, offsets: Tensor, offsets_cpu: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    return _run_backward(d_out, query, key, value, out, stats, offsets, offsets_cpu)
+
+
+@cudnn_attention_op.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    return out, torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+
+
+@cudnn_attention_backward_op.register_fake
+def _(
+    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, offsets: Tensor, offsets_cpu: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_query, d_key, d_value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
+    return d_query, d_key, d_value
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, offsets, offsets_cpu = inputs
+    ctx.save_for_backward(query, key, value, *output, offsets, offsets_cpu)
+
+
+def _registered_backward(ctx: Any, d_out: Tensor, d_stats: Tensor) -> tuple[Tensor | None, ...]:
+    return (*cudnn_attention_backward_op(d_out.contiguous(), *ctx.saved_tensors), None, None)
+
+
+cudnn_attention_op.register_autograd(_registered_backward, setup_context=_save_inputs)
