@@ -1,0 +1,1 @@
+"""Softmax attention of few queries over the many keys of their row, jagged on both sides."""
