@@ -1,0 +1,122 @@
+"""Calls never wait for the GPU, never compile again, and replay from a CUDA graph."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+import triton
+
+from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
+from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.testing.attention_subject import Results, Subject, assert_same_bits, output_weights, results
+
+pytestmark = pytest.mark.gpu
+
+BF16 = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=2, key_dim=64, value_dim=64)
+layout_or_offsets = pytest.mark.parametrize("has_layout", [True, False], ids=["layout", "offsets"])
+
+
+@contextmanager
+def synchronisations_raise() -> Iterator[None]:
+    """Whatever waits for the GPU raises RuntimeError in this block."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@layout_or_offsets
+def test_forward_and_backward_do_not_synchronise(has_layout: bool) -> None:
+    inputs, layout = BF16.inputs([0, 3, 700, 64, 5000], seed=0)
+    d_output = output_weights(inputs["value"]).to(torch.bfloat16)
+    # the first call compiles
+    expected = BF16.run(inputs, layout, d_output=d_output, has_layout=has_layout)
+    with synchronisations_raise():
+        actual = BF16.run(inputs, layout, d_output=d_output, has_layout=has_layout)
+    assert_same_bits(actual, expected)
+
+
+def test_the_synchronisation_guard_would_notice() -> None:
+    ones = torch.ones(2, device="cuda")
+    with synchronisations_raise(), pytest.raises(RuntimeError, match="synchroniz"):
+        ones.sum().item()
+
+
+def random_lengths(generator: random.Random) -> list[int]:
+    num_rows = generator.choice([1, 1, 2, 5, 17])
+    longest = generator.choice([1, 16, 70, 600, 3000])
+    return [generator.choice([0, 1, 16 * generator.randint(0, longest // 16), generator.randint(0, longest)]) for _ in range(num_rows)]
+
+
+def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one batch that has short rows and more splits than are folded."""
+    compiled: list[str] = []
+    subject = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=3, key_dim=48, value_dim=80)
+
+    def count(**event: object) -> None:
+        compiled.append(str(event["repr"]))
+
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", count)
+    warm_inputs, warm_layout = subject.inputs([3, 0, *[SPLIT + 100] * 10], seed=0)
+    subject.run(warm_inputs, warm_layout)
+    assert compiled, "the hook sees compilations"
+    compiled.clear()
+    generator = random.Random(0)
+    batches = [[], [0], [1], [16], [17], [SPLIT], [SPLIT + 1], *(random_lengths(generator) for _ in range(93))]
+    for number, lengths in enumerate(batches):
+        inputs, layout = subject.inputs(lengths, seed=number)
+        subject.run(inputs, layout, has_layout=number % 2 == 0)
+        assert not compiled, f"batch {number} of lengths {lengths} compiled {compiled}"
+
+
+@layout_or_offsets
+def test_cuda_graph_replays_forward_and_backward(has_layout: bool) -> None:
+    lengths = [0, 3, 700, 64, 5000]
+    first, layout = BF16.inputs(lengths, seed=0)
+    second, _ = BF16.inputs(lengths, seed=1)
+    d_output = output_weights(first["value"]).to(torch.bfloat16)
+    static = {name: x.clone() for name, x in first.items()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        BF16.run(static, layout, d_output=d_output, has_layout=has_layout)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured: Results = BF16.run(static, layout, d_output=d_output, has_layout=has_layout)
+    for inputs in (second, first):
+        for name, x in inputs.items():
+            static[name].copy_(x)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same_bits(captured, BF16.run(inputs, layout, d_output=d_output, has_layout=has_layout))
+
+
+def test_a_graph_without_layout_serves_other_rows() -> None:
+    """Tables are then made inside the graph: it replays for other rows of the same number and total."""
+    lengths, others = [0, 3, 700, 64, 5000], [2000, 67, 0, 3699, 1]
+    inputs, layout = BF16.inputs(lengths, seed=0)
+    other_layout = JaggedLayout.from_lengths(others).to("cuda")
+    offsets = layout.offsets.clone()
+    d_output = output_weights(inputs["value"]).to(torch.bfloat16)
+
+    def run() -> Results:
+        return results(partial(gated_linear_attention, offsets=offsets, backend=Backend.TRITON), inputs, d_output)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    offsets.copy_(other_layout.offsets)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert_same_bits(captured, BF16.run(inputs, other_layout, d_output=d_output, has_layout=False))
