@@ -40,14 +40,15 @@ def _frontend_version() -> tuple[int, ...]:
 FRONTEND_VERSION = _frontend_version()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """True if ``cudnn_attention`` exists for such heads: a rule of versions, device, dtype and width, never a trial."""
+    return dtype in DTYPES and head_dim % ALIGNMENT == 0 and head_dim <= MAX_HEAD_DIM and _has_cudnn(device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_cudnn(device: torch.device) -> bool:
     return (
         device.type == "cuda"
-        and dtype in DTYPES
-        and head_dim % ALIGNMENT == 0
-        and head_dim <= MAX_HEAD_DIM
         and FRONTEND_VERSION >= MIN_FRONTEND
         and (torch.backends.cudnn.version() or 0) >= MIN_BACKEND
         and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY

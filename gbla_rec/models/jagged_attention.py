@@ -126,11 +126,15 @@ def _flash(
     return attended
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _require_flash_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
-    capability = torch.cuda.get_device_capability(device)
+    capability = _capability(device)
     if capability < FLASH_CAPABILITY or head_dim % FLASH_ALIGNMENT or head_dim > FLASH_MAX_HEAD_DIM:
         raise NotImplementedError(
             f"jagged softmax attention in {dtype} has a kernel for compute capability >= {FLASH_CAPABILITY} and head widths that are "
             f"multiples of {FLASH_ALIGNMENT} up to {FLASH_MAX_HEAD_DIM}, got capability {capability} and width {head_dim}; use fp32"
         )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

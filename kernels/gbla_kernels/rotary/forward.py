@@ -58,7 +58,9 @@ def rotary_kernel(
 
 def rotary_forward(query: Tensor, key: Tensor, positions: Tensor, base: float, inverse: bool, launcher: Launcher) -> tuple[Tensor, Tensor]:
     """Contiguous ``(L, H, K)`` in the dtypes of query and key, whose last dimension must be dense."""
-    num_tokens, num_heads, head_dim = query.shape
+    num_tokens = query.shape[0]
+    # a compiler may have made them symbolic; the kernel is specialised on them
+    num_heads, head_dim = int(query.shape[1]), int(query.shape[2])
     query_out, key_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key))
     block = triton.next_power_of_2(head_dim // 2)
     block_tokens = max(TILE_ELEMENTS // block, 1)

@@ -1,0 +1,199 @@
+"""What is handed to cuDNN: graphs are run here by torch on the CPU, from the dimensions, strides, offsets and addresses they were given."""
+
+import contextlib
+import ctypes
+import sys
+import types
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gbla_kernels import JaggedLayout
+from gbla_kernels.testing.error_budget import relative_error
+from gbla_rec.models import cudnn_attention as module
+from gbla_rec.models import length_classes
+from gbla_rec.models.jagged_attention import jagged_attention
+
+TYPES = types.SimpleNamespace(BFLOAT16=torch.bfloat16, HALF=torch.float16, FLOAT=torch.float32, INT32=torch.int32, INT64=torch.int64)
+BATCHES = {"nasty": [5, 0, 1, 128], "equal": [40] * 3, "three classes": [3, 1, 0, 520, 7, 129, 2], "empty row": [0], "no row": []}
+
+
+class FakeTensor:
+    """A tensor of a graph; each setter returns it, as cuDNN's do."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Callable[..., "FakeTensor"]:
+        if not name.startswith("set_"):
+            raise AttributeError(name)
+
+        def set_attribute(value: object) -> "FakeTensor":
+            setattr(self, name.removeprefix("set_"), value)
+            return self
+
+        return set_attribute
+
+    def flat(self, addresses: dict[int, int], size: int) -> Tensor:
+        """``(size,)``, the memory at this tensor's address."""
+        num_bytes = size * torch.empty(0, dtype=self.data_type).element_size()
+        return torch.frombuffer((ctypes.c_char * num_bytes).from_address(addresses[self.uid]), dtype=self.data_type)
+
+    def rows(self, addresses: dict[int, int], lengths: list[int]) -> list[Tensor]:
+        """``(H, T, K)`` views of the rows that are not empty."""
+        num_rows, num_heads, max_length, width = self.dim
+        assert len(lengths) == num_rows and max(lengths) <= max_length
+        starts, strides = self.ragged_offset.flat(addresses, num_rows + 1).tolist(), self.stride[1:]
+        views = []
+        for start, length in zip(starts, lengths, strict=False):
+            if length:
+                end = start + (length - 1) * strides[1] + (num_heads - 1) * strides[0] + width
+                views.append(self.flat(addresses, end).as_strided((num_heads, length, width), strides, start))
+        return views
+
+
+class FakeGraph:
+    """One attention, forward or backward."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def tensor(self, **attributes: Any) -> FakeTensor:
+        return FakeTensor(**attributes)
+
+    def sdpa(self, **operands: Any) -> list[FakeTensor]:
+        self.operands, self.outputs = operands, [FakeTensor(), FakeTensor()]
+        return self.outputs
+
+    def sdpa_backward(self, **operands: Any) -> list[FakeTensor]:
+        self.operands, self.outputs = operands, [FakeTensor() for _ in range(3)]
+        return self.outputs
+
+    def get_workspace_size(self) -> int:
+        return 0
+
+    def validate(self, *arguments: object) -> None:
+        pass
+
+    build_operation_graph = create_execution_plans = check_support = build_plans = validate
+
+    def execute(self, addresses: dict[int, int], workspace: int, *, handle: int) -> None:
+        lengths = self.operands["seq_len_q"].flat(addresses, self.operands["seq_len_q"].dim[0]).tolist()
+        read = {name: self.operands[name].rows(addresses, lengths) for name in ("q", "k", "v", "o", "dO", "stats") if name in self.operands}
+        is_backward = "dO" in read
+        outputs = self.outputs if is_backward or self.operands["generate_stats"] else self.outputs[:1]
+        written = [output.rows(addresses, lengths) for output in outputs]
+        for row in range(len(read["q"])):
+            values = {name: rows[row].double() for name, rows in read.items()}
+            scores = values["q"] @ values["k"].mT * self.operands["attn_scale"]
+            weights, sums = scores.softmax(-1), scores.logsumexp(-1, keepdim=True)
+            results = [weights @ values["v"], sums]
+            if is_backward:
+                assert relative_error(values["stats"], sums) < 1e-6
+                shared = (values["dO"] * values["o"]).sum(-1, keepdim=True)
+                d_scores = weights * (values["dO"] @ values["v"].mT - shared) * self.operands["attn_scale"]
+                results = [d_scores @ values["k"], d_scores.mT @ values["q"], weights.mT @ values["dO"]]
+            for rows, result in zip(written, results, strict=False):
+                rows[row].copy_(result)
+
+
+@pytest.fixture
+def fake_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn: Any = types.ModuleType("cudnn")
+    cudnn.pygraph, cudnn.data_type = FakeGraph, TYPES
+    cudnn.heur_mode = types.SimpleNamespace(A=0, FALLBACK=1)
+    cudnn.create_handle, cudnn.set_stream = (lambda: 1), (lambda handle, stream: None)
+    monkeypatch.setitem(sys.modules, "cudnn", cudnn)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: types.SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(module, "_STATE", module._ThreadState())
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``torch.empty`` returns in the module is NaN."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan if k["dtype"].is_floating_point else 0))
+
+
+def heads(num_tokens: int) -> list[Tensor]:
+    """Query, key and value: views of one projection."""
+    projection = torch.randn(num_tokens, 3, 2, 16, generator=torch.Generator().manual_seed(0)).half()
+    return list(projection.unbind(1))
+
+
+def with_gradients(attend: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = attend(*leaves)
+    weighting = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape).to(output.dtype)
+    return [output.detach(), *torch.autograd.grad((output * weighting).sum(), leaves)]
+
+
+def registered(*arguments: Tensor) -> Tensor:
+    return module.cudnn_attention_op(*arguments)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("fake_cudnn", "poisoned")
+@pytest.mark.parametrize("op", [module.cudnn_attention, registered], ids=["eager", "registered"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_row_is_attended_in_place(batch: str, op: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(length_classes, "MERGED_BLOCKS", 0)
+    layout = JaggedLayout.from_lengths(BATCHES[batch])
+    assert len(length_classes.class_rows(layout.offsets, layout.offsets_cpu)) == {"three classes": 3, "empty row": 0, "no row": 0}.get(
+        batch, 1
+    )
+    tensors = heads(layout.num_tokens)
+
+    def attend(*x: Tensor) -> Tensor:
+        return op(*x, layout.offsets, layout.offsets_cpu)
+
+    actual = with_gradients(attend, tensors)
+    expected = with_gradients(partial(jagged_attention, query_layout=layout, key_layout=layout), [x.double() for x in tensors])
+    for found, exact in zip(actual, expected, strict=True):
+        assert relative_error(found, exact) < 2 * torch.finfo(torch.float16).eps
+    with torch.no_grad():
+        assert torch.equal(attend(*tensors), actual[0])
+
+
+@pytest.mark.usefixtures("fake_cudnn")
+def test_lengths_make_no_plan() -> None:
+    def run(lengths: list[int]) -> int:
+        layout = JaggedLayout.from_lengths(lengths)
+        with_gradients(lambda *x: module.cudnn_attention(*x, layout.offsets, layout.offsets_cpu), heads(layout.num_tokens))
+        return len(module._STATE.plans)
+
+    plans = run([300, 140, 90])
+    for lengths in ([301, 141, 89], [384, 10, 130], [257, 200, 70]):
+        assert run(lengths) == plans
+
+
+@pytest.mark.usefixtures("fake_cudnn")
+def test_compiled_equals_eager() -> None:
+    compiled = torch.compile(module.cudnn_attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    for lengths in ([5, 0, 200], [7, 30, 1, 400]):
+        layout = JaggedLayout.from_lengths(lengths)
+        tensors = heads(layout.num_tokens)
+        results = [
+            with_gradients(partial(op, offsets=layout.offsets, offsets_cpu=layout.offsets_cpu), tensors)
+            for op in (compiled, module.cudnn_attention)
+        ]
+        assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
+
+
+@pytest.mark.usefixtures("fake_cudnn")
+def test_opcheck_passes() -> None:
+    layout = JaggedLayout.from_lengths([5, 0, 9])
+    tensors = [x.detach().requires_grad_() for x in heads(layout.num_tokens)]
+    torch.library.opcheck(module.cudnn_attention_op, (*tensors, layout.offsets, layout.offsets_cpu))
+
+
+def test_the_choice_of_kernel_is_a_constant_to_the_compiler() -> None:
+    def chosen(query: Tensor) -> Tensor:
+        return query * 2 if module.has_cudnn_kernel(query.device, query.dtype, query.shape[2]) else query * 3
+
+    compiled = torch.compile(chosen, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(torch.ones(5, 2, 16).bfloat16()), torch.full((5, 2, 16), 3.0).bfloat16())
