@@ -93,7 +93,7 @@ def test_compiled_equals_eager_where_sizes_are_zero_or_one(has_layout: bool) -> 
 
 def exported(module: nn.Module, lengths: list[int]) -> torch.export.ExportedProgram:
     inputs, layout = BF16.inputs(lengths, seed=0)
-    tokens, bounds = {0: Dim("L", min=2, max=2**22)}, {0: Dim("num_offsets", min=3, max=2**16)}
+    tokens, bounds = {0: Dim("L", min=1024, max=2**22)}, {0: Dim("num_offsets", min=3, max=2**16)}
     arguments = tuple(inputs[name] for name in NAMES)
     shapes = (*(tokens for _ in NAMES), bounds)
     return torch.export.export(module, (*arguments, layout.offsets), dynamic_shapes=shapes)
