@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gbla_kernels import JaggedLayout
+from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
 from gbla_rec.models.keyed_dropout import keyed_dropout
@@ -17,10 +17,9 @@ from gbla_rec.models.layers import SwiGLU, initialized_linear
 
 @dataclass(frozen=True, eq=False)
 class DecoderMemory:
-    """Keys and values ``(L, H, D / H)`` of the encoded histories, computed once per batch."""
+    """Keys and values ``(L, 2, H, D / H)`` of the encoded histories, computed once per batch."""
 
-    key: Tensor
-    value: Tensor
+    key_value: Tensor
     layout: JaggedLayout
 
 
@@ -30,10 +29,18 @@ class SemanticIdDecoder(nn.Module):
     Each target is decoded independently against its row's memory: targets of one row never see each other.
     """
 
-    def __init__(self, model_dim: int, widths: tuple[int, ...], config: DecoderConfig) -> None:
-        """``widths``: number of codes of each level, ``C`` entries."""
+    def __init__(self, model_dim: int, widths: tuple[int, ...], config: DecoderConfig, *, backend: Backend = Backend.REFERENCE) -> None:
+        """Make the layers.
+
+        Args:
+            model_dim: ``D``.
+            widths: number of codes of each level, ``C`` entries.
+            config: of the decoder.
+            backend: of the attention over the memory: ``TRITON`` splits the keys of a row over the GPU, ``REFERENCE`` runs
+                ``jagged_attention``.
+        """
         super().__init__()
-        self.config, self.widths = config, widths
+        self.config, self.widths, self.backend = config, widths, backend
         self.head_dim = model_dim // config.num_heads
         self.start = nn.Parameter(torch.zeros(model_dim))
         self.code_embeddings = nn.ModuleList(nn.Embedding(width, model_dim) for width in widths[:-1])
@@ -56,8 +63,7 @@ class SemanticIdDecoder(nn.Module):
 
     def remember(self, memory: Tensor, layout: JaggedLayout) -> DecoderMemory:
         """Project the encoder's output ``(L, D)`` to cross-attention keys and values."""
-        key, value = self.memory_projection(memory).view(memory.shape[0], 2, self.config.num_heads, self.head_dim).unbind(1)
-        return DecoderMemory(key, value, layout)
+        return DecoderMemory(self.memory_projection(memory).view(memory.shape[0], 2, self.config.num_heads, self.head_dim), layout)
 
     def forward(self, codes: Tensor, code_layout: JaggedLayout, memory: DecoderMemory, token_keys: Tensor | None = None) -> list[Tensor]:
         """Teacher-forced logits of every level.
@@ -114,7 +120,11 @@ class SemanticIdDecoder(nn.Module):
 
     def _read_memory(self, x: Tensor, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:
         query = self.cross_query(self.cross_norm(x)).view(x.shape[0], self.config.num_heads, self.head_dim)
-        attended = jagged_attention(query, memory.key, memory.value, layout, memory.layout)
+        if self.backend is Backend.TRITON:
+            attended = jagged_cross_attention_packed(query, memory.key_value, layout, memory.layout, backend=self.backend)
+        else:
+            key, value = memory.key_value.unbind(1)
+            attended = jagged_attention(query, key, value, layout, memory.layout)
         dropout = self.config.dropout
         x = x + keyed_dropout(self.cross_output(attended.flatten(1)), keys, dropout, 1001)
         x = x + keyed_dropout(self.ffn(self.ffn_norm(x)), keys, dropout, 1002)

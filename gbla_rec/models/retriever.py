@@ -30,7 +30,7 @@ class HistoryModel(nn.Module):
         self.config = config
         self.input = HistoryInput(features, config.embedding.dim, widths, config.embedding.semantic_code_dim, dim)
         self.encoder = HybridEncoder(config.encoder, backend=backend)
-        self.decoder = SemanticIdDecoder(dim, widths, config.decoder)
+        self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend)
         # not saved: the table of semantic IDs is an artifact of its own
         self.register_buffer("item_codes", item_codes, persistent=False)
 
@@ -74,7 +74,7 @@ class GenerativeRetriever(nn.Module):
             features: keys of the tables, in the order of concatenation.
             item_codes: ``(N, C)`` int64 semantic IDs.
             widths: codes of each level, ``C`` entries.
-            backend: of the linear attention and the convolution.
+            backend: of the encoder's kernels and of the decoder's attention over the memory.
         """
         super().__init__()
         self.tables = tables

@@ -2,7 +2,7 @@
 
 from gbla_kernels.backend import Backend
 from gbla_kernels.causal_conv1d.api import causal_conv1d
-from gbla_kernels.cross_attention.api import jagged_cross_attention
+from gbla_kernels.cross_attention.api import jagged_cross_attention, jagged_cross_attention_packed
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.linear_attention.api import gated_linear_attention, gated_linear_attention_packed
 from gbla_kernels.rms_norm_causal_conv1d.api import rms_norm_causal_conv1d
@@ -14,5 +14,6 @@ __all__ = [
     "gated_linear_attention",
     "gated_linear_attention_packed",
     "jagged_cross_attention",
+    "jagged_cross_attention_packed",
     "rms_norm_causal_conv1d",
 ]

@@ -1,8 +1,9 @@
 """The decoder: teacher forcing and step-by-step decoding agree, nothing leaks between levels, targets or rows."""
 
+import pytest
 import torch
 
-from gbla_kernels import JaggedLayout
+from gbla_kernels import Backend, JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
@@ -13,9 +14,9 @@ MEMORY_LENGTHS = [4, 0, 9]
 TARGETS = [2, 1, 3]
 
 
-def decoder_of() -> SemanticIdDecoder:
+def decoder_of(backend: Backend = Backend.REFERENCE) -> SemanticIdDecoder:
     torch.manual_seed(0)
-    return SemanticIdDecoder(16, WIDTHS, DecoderConfig(num_heads=2)).double()
+    return SemanticIdDecoder(16, WIDTHS, DecoderConfig(num_heads=2), backend=backend).double()
 
 
 def random_codes(count: int) -> torch.Tensor:
@@ -62,10 +63,24 @@ def test_targets_and_rows_are_independent() -> None:
     rows = [0, 0, 1, 2, 2, 2]
     for target, row in enumerate(rows):
         start, stop = memory.layout.offsets[row], memory.layout.offsets[row + 1]
-        row_memory = DecoderMemory(memory.key[start:stop], memory.value[start:stop], JaggedLayout.from_lengths([MEMORY_LENGTHS[row]]))
+        row_memory = DecoderMemory(memory.key_value[start:stop], JaggedLayout.from_lengths([MEMORY_LENGTHS[row]]))
         alone = decoder(codes[target : target + 1], code_layout([1]), row_memory)
         for level in range(len(WIDTHS)):
             assert relative_error(alone[level], together[level][target : target + 1]) < 1e-11
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the CPU in Triton's interpreter only")
+def test_backends_agree() -> None:
+    results = []
+    for backend in (Backend.REFERENCE, Backend.TRITON):
+        decoder = decoder_of(backend).float()
+        layout = JaggedLayout.from_lengths(MEMORY_LENGTHS)
+        encoded = torch.randn(sum(MEMORY_LENGTHS), 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        codes = torch.ones(6, len(WIDTHS), dtype=torch.int64)
+        loss = semantic_id_nll(decoder(codes, code_layout(TARGETS), decoder.remember(encoded, layout)), codes).sum()
+        results.append([loss.detach(), *torch.autograd.grad(loss, [encoded, *decoder.parameters()])])
+    for found, expected in zip(*results, strict=True):
+        assert relative_error(found, expected) < 1e-4
 
 
 def test_log_probs_of_all_ids_sum_to_one() -> None:

@@ -134,4 +134,4 @@ def test_changing_events_at_or_after_the_cut_leaves_the_memory_bit_identical(tmp
     first, second = memories
     assert first.layout.num_tokens == 80
     assert not np.array_equal(*targets)
-    assert torch.equal(first.key, second.key) and torch.equal(first.value, second.value)
+    assert torch.equal(first.key_value, second.key_value)

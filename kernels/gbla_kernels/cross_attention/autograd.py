@@ -10,7 +10,7 @@ from torch import Tensor
 from gbla_kernels.cross_attention.backward import run_backward
 from gbla_kernels.cross_attention.forward import run_forward
 from gbla_kernels.cross_attention.row_pairs import RowPairs
-from gbla_kernels.dispatch import INTERPRETED, launch, operator, traced_launch
+from gbla_kernels.dispatch import INTERPRETED, Launcher, launch, operator, traced_launch
 
 
 class _Attend(torch.autograd.Function):
@@ -27,7 +27,44 @@ class _Attend(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
-        return *run_backward(launch, d_out, query, key, value, out, lse, ctx.rows, ctx.scale), None, None
+        return *_gradients(launch, d_out, query, key, value, out, lse, ctx.rows, ctx.scale), None, None
+
+
+class _AttendPacked(torch.autograd.Function):
+    """The op on one projection of keys and values, in eager mode: its gradient is written in place of two that would be joined."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key_value: Tensor, rows: RowPairs, scale: float) -> Tensor:
+        key, value = key_value.unbind(1)
+        out, lse = run_forward(launch, query, key, value, rows, scale)
+        ctx.save_for_backward(query, key_value, out, lse)
+        ctx.rows, ctx.scale = rows, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        query, key_value, out, lse = ctx.saved_tensors
+        d_key_value = torch.empty(key_value.shape, dtype=key_value.dtype, device=key_value.device)
+        (key, value), (d_key, d_value) = key_value.unbind(1), d_key_value.unbind(1)
+        d_query = run_backward(launch, d_out, query, key, value, out, lse, ctx.rows, ctx.scale, d_key, d_value)
+        return d_query, d_key_value, None, None
+
+
+def _gradients(
+    run: Launcher,
+    d_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: RowPairs,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
+    d_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    return run_backward(run, d_out, query, key, value, out, lse, rows, scale, d_key, d_value), d_key, d_value
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rows: RowPairs, scale: float, *, is_traced: bool) -> Tensor:
@@ -36,6 +73,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: RowPairs, scale: flo
         out: Tensor = jagged_cross_attention_op(query, key, value, *rows, scale)[0]
         return out
     out = _Attend.apply(query, key, value, rows, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def attend_packed(query: Tensor, key_value: Tensor, rows: RowPairs, scale: float) -> Tensor:
+    """The same in eager mode, on keys and values ``(L_key, 2, H, K)``."""
+    out: Tensor = _AttendPacked.apply(query, key_value, rows, scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -91,7 +134,7 @@ def jagged_cross_attention_backward_op(
         *(query_offsets, key_rows, splits, slot_offsets, max_queries, parts_per_query),
         *(has_parts, has_gradient_parts, has_many_queries, has_tiled_rows, has_empty_rows),
     )
-    return run_backward(traced_launch, d_out, query, key, value, out, lse, rows, scale)
+    return _gradients(traced_launch, d_out, query, key, value, out, lse, rows, scale)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

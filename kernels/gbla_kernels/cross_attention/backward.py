@@ -102,6 +102,10 @@ def gradient_kernel(
     stride_vh,
     stride_dot,
     stride_doh,
+    stride_dkt,
+    stride_dkh,
+    stride_dvt,
+    stride_dvh,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -146,8 +150,8 @@ def gradient_kernel(
     p_lse = lse + query_start * H + i_head
     p_key = key + start * stride_kt + i_head * stride_kh + o_n[:, None] * stride_kt + o_k[None, :]
     p_value = value + start * stride_vt + i_head * stride_vh + o_n[:, None] * stride_vt + o_v[None, :]
-    p_d_key = d_key + (start * H + i_head) * K + o_n[:, None] * (H * K) + o_k[None, :]
-    p_d_value = d_value + (start * H + i_head) * V + o_n[:, None] * (H * V) + o_v[None, :]
+    p_d_key = d_key + start * stride_dkt + i_head * stride_dkh + o_n[:, None] * stride_dkt + o_k[None, :]
+    p_d_value = d_value + start * stride_dvt + i_head * stride_dvh + o_n[:, None] * stride_dvt + o_v[None, :]
     first_row = first_partial(first_split, i_split // part_splits, query_start, split_stride, part_stride, token_stride)
     p_partial = partial_d_query + (first_row * H + i_head) * K
     if IS_TILED:
@@ -177,8 +181,8 @@ def gradient_kernel(
             tl.store(p_d_value, b_d_value.to(d_value.dtype.element_ty), mask=m_n[:, None] & m_v[None, :])
             p_key += BN * stride_kt
             p_value += BN * stride_vt
-            p_d_key += BN * H * K
-            p_d_value += BN * H * V
+            p_d_key += BN * stride_dkt
+            p_d_value += BN * stride_dvt
     else:
         b_query, b_d_out, b_lse, b_delta = load_queries(
             p_query, p_d_out, p_out, p_lse, o_m, num_queries, stride_qt, stride_dot, H * V, H, K, V, BK, BV, DOT
@@ -198,8 +202,8 @@ def gradient_kernel(
             tl.store(p_d_value, b_d_value.to(d_value.dtype.element_ty), mask=m_n[:, None] & m_v[None, :])
             p_key += BN * stride_kt
             p_value += BN * stride_vt
-            p_d_key += BN * H * K
-            p_d_value += BN * H * V
+            p_d_key += BN * stride_dkt
+            p_d_value += BN * stride_dvt
         m_mk = (o_m < num_queries)[:, None] & m_k[None, :]
         o_mk = o_m[:, None] * (H * K) + o_k[None, :]
         b_d_query = b_d_query * scale
@@ -263,8 +267,10 @@ def run_backward(
     lse: Tensor,
     rows: RowPairs,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, contiguous."""
+    d_key: Tensor,
+    d_value: Tensor,
+) -> Tensor:
+    """Writes the gradients of key and value into ``d_key`` and ``d_value``, which may be views; returns that of query."""
     num_queries, num_heads, key_dim = query.shape
     key_dim, value_dim = int(key_dim), int(value.shape[2])
     config = launch_config(key_dim, value_dim, query.dtype)
@@ -272,8 +278,6 @@ def run_backward(
     if d_out.stride(2) != 1:
         d_out = d_out.contiguous()
     d_query = new_output(query, (num_queries, num_heads, key_dim), rows, query.dtype)
-    d_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
-    d_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
     num_partials = rows.num_partials(num_queries) if rows.has_gradient_parts else 0
     strides = rows.partial_strides(num_queries)
     partial = torch.empty((num_partials, num_heads, key_dim), dtype=torch.float32, device=query.device)
@@ -289,7 +293,7 @@ def run_backward(
             *(rows.query_offsets, rows.key_rows, rows.splits, rows.slot_offsets),
             *(min_queries, max_queries, *strides, scale, scale * LOG2_E),
             *(query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
-            *(d_out.stride(0), d_out.stride(1), num_heads),
+            *(d_out.stride(0), d_out.stride(1), d_key.stride(0), d_key.stride(1), d_value.stride(0), d_value.stride(1), num_heads),
             K=key_dim,
             V=value_dim,
             BM=kernel.query_tile,
@@ -312,4 +316,4 @@ def run_backward(
             KEYS_PER_QUERY=BACKWARD_KEYS_PER_QUERY,
             num_warps=4,
         )
-    return d_query, d_key, d_value
+    return d_query
