@@ -1,6 +1,6 @@
 """The backward kernels: one walk down each strip for all gradients, then the sum of the strips' parameter gradients."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,assignment"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,assignment,var-annotated"
 # ruff: noqa: RUF005 (Triton knows no `(*a, b)`)
 
 # B rows, L tokens, D model width, R conv taps, P partial sums
@@ -17,29 +17,8 @@ BACKWARD_ELEMENTS = 512
 """Elements of a tile: half of the forward's, since a thread also holds the taps' gradients and the unfinished ``dx``."""
 BACKWARD_PROGRAMS = 384
 """Programs of four warps that an H100 or H200 holds at once, from the registers of the kernel; also bounds the partial sums."""
-BLOCK_PARTIALS = 64
-BLOCK_CHANNELS = 16
-
-
-@triton.jit
-def _step(
-    rows, i: tl.constexpr, dy, position, taps, bias, pending, R: tl.constexpr, HAS_SILU: tl.constexpr, IS_INSIDE: tl.constexpr
-):  # fmt: skip
-    """One token of each strip: the gradient before the activation, the taps' inputs, and the sums of ``dx`` of the last ``R`` tokens."""
-    inputs = ()
-    sums = bias
-    for distance in tl.static_range(R):
-        tap_input = within_row(rows[R - 1 + i - distance], position, distance, IS_INSIDE)
-        inputs = inputs + (tap_input,)
-        sums = tl.fma(tap_input, taps[distance], sums)
-    gradient = dy
-    if HAS_SILU:
-        b_sigmoid = sigmoid(sums)
-        gradient = dy * tl.fma(sums * b_sigmoid, 1 - b_sigmoid, b_sigmoid)
-    dx = (gradient * taps[0],)
-    for distance in tl.static_range(1, R):
-        dx = dx + (tl.fma(within_row(gradient, position, distance, IS_INSIDE), taps[distance], pending[distance - 1]),)
-    return gradient, inputs, dx
+BLOCK_PARTIALS = 256
+BLOCK_CHANNELS = 8
 
 
 @triton.jit
@@ -66,7 +45,7 @@ def _load_normed(
 def _walk_strips(
     dy, x, rstd, positions, dx, taps, bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
     D: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_SILU: tl.constexpr, IS_INSIDE: tl.constexpr,
+    AFTER: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SILU: tl.constexpr, IS_INSIDE: tl.constexpr,
 ):  # fmt: skip
     """Store dx of the strips; return the sums over their tokens of the tap gradients and of the bias gradient."""
     m_channels = (channels < D)[None, :]
@@ -82,7 +61,8 @@ def _walk_strips(
     for _ in tl.static_range(R):
         d_taps = d_taps + (tl.zeros((ROWS, BLOCK_D), tl.float32),)
     d_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for step in range(0, strip, UNROLL):
+    # the tokens after the strip read its last ones
+    for step in range(0, strip + AFTER, UNROLL):
         rows, gradients = history, ()
         for i in tl.static_range(UNROLL):
             tokens = starts + (step + i)
@@ -93,35 +73,35 @@ def _walk_strips(
             position = tokens
             if not IS_INSIDE:
                 position = tl.load(positions + tokens, mask=tokens < num_tokens, other=0)
-            gradient, inputs, sums = _step(rows, i, gradients[i], position, taps, bias, pending, R, HAS_SILU, IS_INSIDE)
+            inputs = ()
+            sums = bias
+            for distance in tl.static_range(R):
+                inputs = inputs + (within_row(rows[R - 1 + i - distance], position, distance, IS_INSIDE),)
+                sums = tl.fma(inputs[distance], taps[distance], sums)
+            gradient = gradients[i]
+            if HAS_SILU:
+                b_sigmoid = sigmoid(sums)
+                gradient *= tl.fma(sums * b_sigmoid, 1 - b_sigmoid, b_sigmoid)
+            b_dx = (gradient * taps[0],)
+            for distance in tl.static_range(1, R):
+                near = within_row(gradient, position, distance, IS_INSIDE)
+                b_dx = b_dx + (tl.fma(near, taps[distance], pending[distance - 1]),)
+            pending = b_dx[: R - 1]
+            # no later token reads the one R - 1 back
+            finished = step + i - (R - 1)
+            m_finished = (finished >= 0) & (finished < strip) & (starts + finished < num_tokens)
+            _store_dx(p_dx + i * D, b_dx[R - 1], rows[i], rstd, starts + finished, m_finished, m_channels, D, HAS_NORM)
+            # tokens after the strip count in the next one
+            gradient = tl.where(step < strip, gradient, 0)
             d_bias += gradient
             updated = ()
             for distance in tl.static_range(R):
                 updated = updated + (tl.fma(gradient, inputs[distance], d_taps[distance]),)
             d_taps = updated
-            # no later token reads the one R - 1 back; before R - 1 steps it belongs to the strip above
-            finished = tokens - (R - 1)
-            m_finished = (finished < num_tokens) & (step + i >= R - 1)
-            _store_dx(p_dx + i * D, sums[R - 1], rows[i], rstd, finished, m_finished, m_channels, D, HAS_NORM)
-            pending = sums[: R - 1]
         history = rows[UNROLL:]
         p_x += UNROLL * stride_x
         p_dy += UNROLL * stride_dy
         p_dx += UNROLL * D
-    # the tokens after the strip read its last ones
-    rows = history
-    for i in tl.static_range(R - 1):
-        tokens = starts + (strip + i)
-        rows = rows + (_load_normed(p_x + i * stride_x, rstd, tokens, m_channels, num_tokens, HAS_NORM, IS_INSIDE),)
-        b_dy = load_tokens(p_dy + i * stride_dy, tokens, m_channels, num_tokens, IS_INSIDE)
-        position = tokens
-        if not IS_INSIDE:
-            position = tl.load(positions + tokens, mask=tokens < num_tokens, other=0)
-        gradient, inputs, sums = _step(rows, i, b_dy, position, taps, bias, pending, R, HAS_SILU, IS_INSIDE)
-        finished = tokens - (R - 1)
-        m_finished = (finished < num_tokens) & (strip + i >= R - 1)
-        _store_dx(p_dx + i * D, sums[R - 1], rows[i], rstd, finished, m_finished, m_channels, D, HAS_NORM)
-        pending = sums[: R - 1]
     return d_taps, d_bias
 
 
@@ -155,19 +135,20 @@ def causal_conv1d_backward_kernel(
     b_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
     if HAS_BIAS:
         b_bias = load_channels(bias, channels, D, ROWS)
-    # as in the forward, with the R - 1 tokens that follow the strips
-    last = first + ROWS * strip + R - 2
-    is_inside = tl.load(positions + last, mask=last < num_tokens, other=0) >= ROWS * strip + 2 * R - 3
+    # as in the forward, with the tokens that are read after the strips
+    AFTER: tl.constexpr = (R - 1 + UNROLL - 1) // UNROLL * UNROLL
+    last = first + ROWS * strip + AFTER - 1
+    is_inside = tl.load(positions + last, mask=last < num_tokens, other=0) >= ROWS * strip + AFTER + R - 2
     if is_inside:
         d_taps, d_bias = _walk_strips(
             dy, x, rstd, positions, dx, taps, b_bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
-            D, R, ROWS, BLOCK_D, UNROLL, HAS_NORM, HAS_SILU, True,
+            D, R, ROWS, BLOCK_D, UNROLL, AFTER, HAS_NORM, HAS_SILU, True,
         )  # fmt: skip
         _store_partials(partials, d_taps, d_bias, channels, D, R, HAS_BIAS)
     else:
         d_taps, d_bias = _walk_strips(
             dy, x, rstd, positions, dx, taps, b_bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
-            D, R, ROWS, BLOCK_D, UNROLL, HAS_NORM, HAS_SILU, False,
+            D, R, ROWS, BLOCK_D, UNROLL, AFTER, HAS_NORM, HAS_SILU, False,
         )  # fmt: skip
         _store_partials(partials, d_taps, d_bias, channels, D, R, HAS_BIAS)
 
@@ -257,7 +238,8 @@ def launch_backward(
         PADDED_R=triton.next_power_of_2(num_taps),
         ROWS=tile.rows,
         BLOCK_D=tile.block_dim,
-        UNROLL=UNROLL,
+        # fewer tokens at once where they would not fit the registers
+        UNROLL=UNROLL // 2 if has_norm or num_taps > 5 else UNROLL,
         HAS_BIAS=has_bias,
         HAS_NORM=has_norm,
         HAS_SILU=has_silu,
@@ -277,6 +259,6 @@ def launch_backward(
         BLOCK_D=BLOCK_CHANNELS,
         HAS_BIAS=has_bias,
         HAS_NORM=has_norm,
-        num_warps=4,
+        num_warps=8,
     )
     return dx, d_norm, d_weight, d_bias

@@ -1,0 +1,1 @@
+"""RMSNorm and depthwise causal convolution over jagged batches, in one pass."""
