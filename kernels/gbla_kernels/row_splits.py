@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SPLIT = 512
-"""Tokens of a split, unless the row is so long that this would make more than ``MAX_SPLITS``."""
-MAX_SPLITS = 32
-"""Splits of the longest row: bounds the work of combining them."""
-SPLIT_MULTIPLE = 64
+SPLIT = 256
+"""Tokens of a split of rows up to ``SHORT_SPLITS_UP_TO``; a row of no more tokens is not split at all."""
+SHORT_SPLITS_UP_TO = 1536
+"""Rows up to here are split finely: alone in a batch, they would leave most of the GPU idle otherwise."""
+LONG_SPLIT = 512
+"""Tokens of a split of longer rows: a state in memory costs as much traffic as about 50 tokens."""
+MAX_SPLITS = 64
+"""Splits of the longest rows: bounds the work of adding them up."""
+SPLIT_MULTIPLE = 128
 """Splits are multiples of this, so that only a row's last block is partly filled."""
 
 
@@ -22,7 +26,8 @@ def split_lengths(lengths: Tensor) -> Tensor:
     A function of the row's own length alone: a row's result does not depend on who shares its batch.
     """
     wanted = (lengths + MAX_SPLITS - 1) // MAX_SPLITS
-    return ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=SPLIT)
+    long = ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=LONG_SPLIT)
+    return torch.where(lengths <= SHORT_SPLITS_UP_TO, SPLIT, long)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,4 +110,4 @@ class RowSplits:
 
 
 def _at_least_one(table: Tensor) -> Tensor:
-    return table if len(table) else table.new_zeros(1, table.shape[1])
+    return table if table.shape[0] else table.new_zeros(1, table.shape[1])

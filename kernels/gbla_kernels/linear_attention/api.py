@@ -187,7 +187,7 @@ def _row_splits(
     offsets: Tensor, layout: JaggedLayout | None, num_tokens: int, key_dim: int, value_dim: int, dtype: torch.dtype
 ) -> RowSplits:
     """Tables of the layout, or made on the device; a state too large for one program has no path for short rows."""
-    has_row_path = launch_config(key_dim, value_dim, dtype).num_key_blocks == 1
+    has_row_path = launch_config(int(key_dim), int(value_dim), dtype).num_key_blocks == 1
     if layout is not None:
         return layout.row_splits if has_row_path else layout.all_splits
     return RowSplits.on_device(offsets, num_tokens) if has_row_path else RowSplits.on_device(offsets, num_tokens, short_limit=0)

@@ -59,8 +59,9 @@ class RowStates:
     stats: Tensor
 
 
-def _options(kernel: KernelConfig, config: LaunchConfig, *, slices: bool = True) -> dict[str, Any]:
-    options: dict[str, Any] = {"BT": kernel.block_tokens, "BK": config.key_block, "BV": config.value_block}
+def _options(x: Inputs, kernel: KernelConfig, config: LaunchConfig, *, slices: bool = True) -> dict[str, Any]:
+    options: dict[str, Any] = {"K": int(x.query.shape[2]), "V": int(x.value.shape[2])}
+    options |= {"BT": kernel.block_tokens, "BK": config.key_block, "BV": config.value_block}
     if slices:
         options["NK"] = config.num_key_blocks
     return options | {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
@@ -77,8 +78,9 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
 
 def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work) -> tuple[Tensor, RowStates]:
     """Output ``(L, H, V)``, contiguous, and the states of split rows."""
-    num_tokens, num_heads, key_dim = x.query.shape
-    value_dim = x.value.shape[2]
+    num_tokens, num_heads = x.query.shape[:2]
+    # int: a compiled kernel is made for these widths, whatever else is dynamic
+    key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
     config = launch_config(key_dim, value_dim, x.query.dtype)
     dot = _dot_type(x.query.dtype)
     out = x.value.new_empty(num_tokens, num_heads, value_dim)
@@ -100,34 +102,37 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
         run(row_kernel, (work.short_rows.shape[0] * num_heads,))(
             *(x.query, x.key, x.value, key_gate, output_gate, weight, out, work.short_rows),
             *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(out)),
-            *(num_heads, key_dim, value_dim, work.eps),
+            *(num_heads, work.eps),
             **output_flags | gate_flags,
-            **_options(config.row, config, slices=False),
+            **_options(x, config.row, config, slices=False),
         )
     if work.has_splits:
         partial = _new_states(x, num_splits)
         run(state_kernel, (num_splits * num_heads * config.num_key_blocks,))(
             *(x.key, x.value, key_gate, work.splits, partial.state, partial.normalizer, partial.stats),
-            *(*key_strides, num_heads, key_dim, value_dim),
+            *key_strides,
+            num_heads,
             **gate_flags,
-            **_options(config.state, config),
+            **_options(x, config.state, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)
         if not fold:
             block, num_blocks = _combine_blocks(key_dim, config)
             run(combine_states_kernel, (num_slots * num_heads, num_blocks))(
                 *(partial.state, partial.normalizer, partial.stats, work.slot_offsets),
-                *(states.state, states.normalizer, states.stats, num_heads, key_dim, value_dim),
+                *(states.state, states.normalizer, states.stats, num_heads),
+                K=key_dim,
+                V=value_dim,
                 BK=block,
                 BV=config.value_block,
-                num_warps=4,
+                num_warps=2,
             )
         run(output_kernel, (num_splits * num_heads,))(
             *(x.query, output_gate, weight, out, work.splits, work.slot_offsets),
             *(partial.state, partial.normalizer, partial.stats, states.state, states.normalizer, states.stats, fold),
-            *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, key_dim, value_dim, work.eps),
+            *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, work.eps),
             **output_flags,
-            **_options(config.output, config),
+            **_options(x, config.output, config),
         )
     return out, states
 
@@ -136,8 +141,8 @@ def run_backward(
     run: Launcher, d_out: Tensor, x: Inputs, norm_weight: Tensor | None, states: RowStates, work: Work, gradients: Inputs
 ) -> Tensor | None:
     """Writes the token gradients into ``gradients``, which may be views of one tensor; returns that of norm_weight, ``(H, V)``."""
-    _, num_heads, key_dim = x.query.shape
-    value_dim = x.value.shape[2]
+    num_heads = x.query.shape[1]
+    key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
     config = launch_config(key_dim, value_dim, x.query.dtype)
     dot = _dot_type(x.query.dtype)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
@@ -168,9 +173,9 @@ def run_backward(
             *(gradients.query, gradients.key, gradients.value, d_key_gate, d_output_gate, d_weights, work.short_rows),
             *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(d_out)),
             *(*_strides(gradients.query), *d_key_strides, *_strides(gradients.output_gate)),
-            *(num_heads, key_dim, value_dim, work.eps),
+            *(num_heads, work.eps),
             **query_flags | key_flags,
-            **_options(config.row_backward, config, slices=False),
+            **_options(x, config.row_backward, config, slices=False),
         )
     if work.has_splits:
         partial = _new_states(x, num_splits)
@@ -182,27 +187,29 @@ def run_backward(
             *(states.state, states.normalizer, states.stats, partial.state, partial.normalizer, partial_brackets),
             d_weights[num_short if has_short else 0 :],
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
-            *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, key_dim, value_dim, work.eps),
+            *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, work.eps),
             **query_flags,
-            **_options(config.query_backward, config),
+            **_options(x, config.query_backward, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)
         if not fold:
             block, num_blocks = _combine_blocks(key_dim, config)
             run(combine_gradients_kernel, (num_slots * num_heads, num_blocks))(
                 *(partial.state, partial.normalizer, partial_brackets, work.slot_offsets),
-                *(d_states.state, d_states.normalizer, brackets, num_heads, key_dim, value_dim),
+                *(d_states.state, d_states.normalizer, brackets, num_heads),
+                K=key_dim,
+                V=value_dim,
                 BK=block,
                 BV=config.value_block,
-                num_warps=4,
+                num_warps=2,
             )
         run(key_backward_kernel, (num_splits * num_heads,))(
             *(x.key, x.value, key_gate, gradients.key, gradients.value, d_key_gate, work.splits, work.slot_offsets),
             *(states.stats, partial.state, partial.normalizer, partial_brackets),
             *(d_states.state, d_states.normalizer, brackets, fold),
-            *(*key_strides, *d_key_strides, num_heads, key_dim, value_dim),
+            *(*key_strides, *d_key_strides, num_heads),
             **key_flags,
-            **_options(config.key_backward, config),
+            **_options(x, config.key_backward, config),
         )
     return None if norm_weight is None else d_weights.sum(0).to(norm_weight.dtype)
 
@@ -219,7 +226,7 @@ def _new_states(x: Inputs, count: Any) -> RowStates:
 
 def _combine_blocks(key_dim: int, config: LaunchConfig) -> tuple[int, int]:
     """Small slices, since few rows are split: key block, and their number."""
-    block = min(config.key_block, 16)
+    block = min(config.key_block, 256 // config.value_block)
     return block, -(-key_dim // block)
 
 

@@ -10,23 +10,57 @@ their state again too. The same flags and letters as in ``forward.py``.
 import triton
 import triton.language as tl
 
-from gbla_kernels.linear_attention.forward import (
-    accumulate_state,
+from gbla_kernels.linear_attention.elementwise import (
+    LOG2E,
+    fast_exp2,
     feature_map,
-    gate_weights,
+    feature_map_and_slope,
     inverse,
-    load_normalized_state,
-    normalized,
-    split_bounds,
+    remainder,
+    sigmoid,
 )
+from gbla_kernels.linear_attention.forward import accumulate_state, load_gate, load_state, normalized
 
 
 @triton.jit
-def feature_map_slope(x, RELU: tl.constexpr):
-    """Derivative of the feature map."""
-    if RELU:
-        return tl.where(x > 0, 1.0, 0.0)
-    return tl.where(x > 0, 1.0, tl.exp(tl.minimum(x, 0.0)))
+def centred_state(state, normalizer, centre, DOT: tl.constexpr):
+    """``S - n centre^T`` as a dot operand ``(BK, BV)``.
+
+    ``phi S = phi (S - n r^T) + c r`` and ``du S^T = du (S - n r^T)^T + (du . r) n`` for any ``r``. With a mean of the values as ``r``
+    what is left is small, and so is the error of its rounding: the gradient to query is all made of it.
+    """
+    return (state - normalizer[:, None] * centre[None, :]).to(DOT)
+
+
+@triton.jit
+def state_centre(state, normalizer, NORMALIZE: tl.constexpr):
+    """``(BV,)``: a weighted mean of the row's values; zero without division."""
+    total = tl.sum(normalizer)
+    if NORMALIZE:
+        return tl.where(total > 0, tl.sum(state, axis=0) / tl.where(total > 0, total, 1.0), 0.0)
+    return tl.sum(state, axis=0) * 0.0
+
+
+@triton.jit
+def load_centred_state(
+    state,
+    normalizer,
+    stats,
+    i_slot,
+    i_head,
+    H,
+    i_key,
+    centre,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """A key slice of a row's state over its sum of weights, centred, and its normalizer."""
+    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV, 1)
+    normalizer_values = normalizer_values * inverse(weight_sum)
+    return centred_state(values * inverse(weight_sum), normalizer_values, centre, DOT), normalizer_values
 
 
 @triton.jit
@@ -45,6 +79,7 @@ def query_backward(
     H,
     row_state,
     row_normalizer,
+    centre,
     i_slice,
     num_tokens,
     stride_qt,
@@ -52,9 +87,9 @@ def query_backward(
     stride_ot,
     stride_dqt,
     stride_dzt,
-    K,
-    V,
     eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -68,17 +103,17 @@ def query_backward(
     """Writes dq (of key slice ``i_slice``) and dz of some tokens of one head.
 
     Returns their share of dS ``(BK, BV)``, dn ``(BK,)``, d norm_weight ``(BV,)`` and the bracket of the gate's gradient,
-    ``<S, dS> + <n, dn> = sum_t u_t . du_t + c_t dc_t``. With the division on it is zero but for rounding; subtracting what it
-    comes to takes the error common to all tokens out of the gate's gradient.
+    ``<S, dS> + <n, dn> = sum_t u_t . du_t + c_t dc_t``. With the division on it is zero but for rounding; in fp32, subtracting
+    what it comes to takes the error common to all tokens out of the gate's gradient.
     """
     o_v = tl.arange(0, BV)
     m_v = o_v < V
     o_own = i_slice * BK + tl.arange(0, BK)
     m_own = o_own < K
-    d_state = tl.zeros([BK, BV], tl.float32)
+    d_state = tl.zeros([BV, BK], tl.float32)
     d_normalizer = tl.zeros([BK], tl.float32)
     d_norm_weight = tl.zeros([BV], tl.float32)
-    bracket = 0.0
+    brackets = tl.zeros([BT], tl.float32)
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
     for first in range(0, num_tokens, BT):
@@ -86,69 +121,85 @@ def query_backward(
         m_t = o_t < num_tokens
         m_tv = m_t[:, None] & m_v[None, :]
         m_tk = m_t[:, None] & m_own[None, :]
-        u = tl.zeros([BT, BV], tl.float32)
+        # loaded early, used late
+        d_y = tl.load(p_d_out + o_t[:, None] * stride_ot + o_v[None, :], mask=m_tv, other=0.0)
+        if HAS_OUTPUT_GATE:
+            z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
+        u = tl.zeros([BV, BT], tl.float32)
         c = tl.zeros([BT], tl.float32)
         for j in tl.static_range(NK):
             if NK == 1:
                 slice_state, slice_normalizer = row_state, row_normalizer
             else:
-                slice_state, slice_normalizer = load_normalized_state(
-                    state, normalizer, stats, i_slot, i_head, H, j * BK, K, V, BK, BV, DOT
+                slice_state, slice_normalizer = load_centred_state(
+                    state, normalizer, stats, i_slot, i_head, H, j * BK, centre, K, V, BK, BV, DOT
                 )
             o_k = j * BK + tl.arange(0, BK)
             m_k = o_k < K
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
-            query = query.to(tl.float32)
-            phi = tl.where(m_k[None, :], feature_map(query, RELU), 0.0).to(DOT)
-            u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
+            phi = feature_map(query.to(tl.float32), RELU)
+            if K != BK * NK:
+                phi = tl.where(m_k[None, :], phi, 0.0)
+            phi = phi.to(DOT)
+            u = tl.dot(tl.trans(slice_state), tl.trans(phi), acc=u, input_precision="tf32x3")
             if NORMALIZE:
                 c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
+        if NORMALIZE:
+            u += centre[:, None] * c[None, :]
         if NK == 1:
             own_state, own_normalizer = row_state, row_normalizer
         else:
-            own_state, own_normalizer = load_normalized_state(state, normalizer, stats, i_slot, i_head, H, i_slice * BK, K, V, BK, BV, DOT)
-            query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0).to(tl.float32)
-            phi = tl.where(m_own[None, :], feature_map(query, RELU), 0.0).to(DOT)
+            own_state, own_normalizer = load_centred_state(
+                state, normalizer, stats, i_slot, i_head, H, i_slice * BK, centre, K, V, BK, BV, DOT
+            )
+            query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
+            phi = tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0).to(DOT)
         factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
-        d_y = tl.load(p_d_out + o_t[:, None] * stride_ot + o_v[None, :], mask=m_tv, other=0.0).to(tl.float32)
-        normed = u * factor[:, None]
-        d_normed = d_y
+        d_normed = tl.trans(d_y).to(tl.float32)
+        normed = u * factor[None, :]
         if HAS_OUTPUT_GATE:
-            z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0).to(tl.float32)
-            sigmoid = tl.sigmoid(z)
-            d_gate = d_y * normed * (sigmoid * (1 + z * (1 - sigmoid)))
-            d_normed = d_normed * (z * sigmoid)
+            z = tl.trans(z).to(tl.float32)
+            gate = sigmoid(z)
+            d_gate = d_normed * normed * (gate * (1.0 + z * (1.0 - gate)))
+            d_normed = d_normed * (z * gate)
             if HAS_NORM:
-                d_gate = d_gate * norm_weight[None, :]
+                d_gate = d_gate * norm_weight[:, None]
             p_d_gate = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
-            tl.store(p_d_gate, d_gate.to(p_d_output_gate.dtype.element_ty), mask=m_tv & (i_slice == 0))
+            tl.store(p_d_gate, tl.trans(d_gate.to(p_d_output_gate.dtype.element_ty)), mask=m_tv & (i_slice == 0))
         if HAS_NORM:
-            d_norm_weight += tl.sum(d_normed * normed, axis=0)
-            d_normed = d_normed * norm_weight[None, :]
+            d_norm_weight += tl.sum(d_normed * normed, axis=1)
+            d_normed = d_normed * norm_weight[:, None]
         if HAS_NORM or NORMALIZE:
-            along = tl.sum(d_normed * u, axis=1)
+            along = tl.sum(d_normed * u, axis=0)
         d_c = tl.zeros([BT], tl.float32)
         if HAS_NORM:
             cubed = factor * factor * factor * along
-            d_u = d_normed * factor[:, None] - u * (cubed / V)[:, None]
+            d_u = d_normed * factor[None, :] - u * (cubed / V)[None, :]
             if NORMALIZE:
                 d_c = -cubed * eps * c
         elif NORMALIZE:
-            d_u = d_normed * factor[:, None]
+            d_u = d_normed * factor[None, :]
             d_c = -factor * factor * along
         else:
             d_u = d_normed
-        d_u = d_u.to(DOT)
-        bracket += tl.sum(tl.sum(u * d_u.to(tl.float32), axis=1) + c * d_c)
-        d_state = tl.dot(tl.trans(phi), d_u, acc=d_state, input_precision="tf32x3")
-        d_phi = tl.dot(d_u, tl.trans(own_state), input_precision="tf32x3")
+        if DOT == tl.float32 or not NORMALIZE:
+            brackets += tl.sum(u * d_u, axis=0) + c * d_c
+        rounded = d_u.to(DOT)
+        d_state = tl.dot(rounded, phi, acc=d_state, input_precision="tf32x3")
+        d_phi = tl.dot(own_state, rounded, input_precision="tf32x3")
+        if DOT != tl.float32:
+            rest = remainder(d_u, rounded, DOT)
+            d_state = tl.dot(rest, phi, acc=d_state)
+            d_phi = tl.dot(own_state, rest, acc=d_phi)
+        phi_again, slope = feature_map_and_slope(tl.trans(query).to(tl.float32), RELU)
         if NORMALIZE:
-            d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
-            d_phi += d_c[:, None] * own_normalizer[None, :]
-        d_query = d_phi * feature_map_slope(query, RELU)
+            if K != BK * NK:
+                phi_again = tl.where(m_own[:, None], phi_again, 0.0)
+            d_normalizer += tl.sum(phi_again * d_c[None, :], axis=1)
+            d_phi += own_normalizer[:, None] * (d_c + tl.sum(d_u * centre[:, None], axis=0))[None, :]
         p_dq = p_d_query + o_t[:, None] * stride_dqt + o_own[None, :]
-        tl.store(p_dq, d_query.to(p_d_query.dtype.element_ty), mask=m_tk)
-    return d_state, d_normalizer, d_norm_weight, bracket
+        tl.store(p_dq, tl.trans((d_phi * slope).to(p_d_query.dtype.element_ty)), mask=m_tk)
+    return tl.trans(d_state), d_normalizer, d_norm_weight, tl.sum(brackets)
 
 
 @triton.jit
@@ -166,6 +217,7 @@ def key_backward(
     i_head,
     H,
     row_d_state,
+    row_d_state_rest,
     row_d_normalizer,
     gate_max,
     inverse_sum,
@@ -177,8 +229,8 @@ def key_backward(
     stride_dkt,
     stride_dvt,
     stride_dgt,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -190,62 +242,100 @@ def key_backward(
     """Writes dk, dv and dg of some tokens of one head, ``dg_t = a_t (da_t - bracket)``."""
     o_v = tl.arange(0, BV)
     m_v = o_v < V
+    safe_max = tl.where(gate_max == float("-inf"), 0.0, gate_max)
+    gate = load_gate(p_gate, tl.arange(0, BT), num_tokens, stride_gt, HAS_GATE)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
         m_tv = m_t[:, None] & m_v[None, :]
-        value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_tv, other=0.0).to(tl.float32).to(DOT)
-        weight = gate_weights(p_gate, o_t, m_t, stride_gt, gate_max, HAS_GATE) * inverse_sum
-        d_value = tl.zeros([BT, BV], tl.float32)
+        value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_tv, other=0.0).to(DOT)
+        weight = fast_exp2((gate - safe_max) * LOG2E) * inverse_sum
+        # of the next block: its latency is hidden behind this one
+        gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
+        d_value = tl.zeros([BV, BT], tl.float32)
         d_weight = tl.zeros([BT], tl.float32)
         for j in tl.static_range(NK):
             o_k = j * BK + tl.arange(0, BK)
             m_k = o_k < K
             m_tk = m_t[:, None] & m_k[None, :]
             if NK == 1:
-                slice_d_state, slice_d_normalizer = row_d_state, row_d_normalizer
+                slice_d_state, slice_rest, slice_d_normalizer = row_d_state, row_d_state_rest, row_d_normalizer
             else:
-                slice_d_state, slice_d_normalizer, _ = load_state_gradient(
-                    d_state, d_normalizer, brackets, i_slot, 1, i_head, H, j * BK, K, V, BK, BV
+                slice_values, slice_d_normalizer, _ = load_state_gradient(
+                    d_state, d_normalizer, brackets, i_slot, 1, i_head, H, j * BK, K, V, BK, BV, 1
                 )
-                slice_d_state = slice_d_state.to(DOT)
-            key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0).to(tl.float32)
-            phi = feature_map(key, RELU)
-            d_value = tl.dot((phi * weight[:, None]).to(DOT), slice_d_state, acc=d_value, input_precision="tf32x3")
+                slice_d_state = slice_values.to(DOT)
+                slice_rest = remainder(slice_values, slice_d_state, DOT)
+            key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0)
+            phi, slope = feature_map_and_slope(tl.trans(key).to(tl.float32), RELU)
             # padded keys: d_state and d_normalizer are zero there
-            d_phi = tl.dot(value, tl.trans(slice_d_state), input_precision="tf32x3") + slice_d_normalizer[None, :]
-            d_weight += tl.sum(phi * d_phi, axis=1)
-            d_key = weight[:, None] * d_phi * feature_map_slope(key, RELU)
+            d_phi = tl.dot(slice_d_state, tl.trans(value), input_precision="tf32x3")
+            if DOT != tl.float32:
+                d_phi = tl.dot(slice_rest, tl.trans(value), acc=d_phi)
+            d_phi += slice_d_normalizer[:, None]
+            d_value = tl.dot(tl.trans(slice_d_state), (phi * weight[None, :]).to(DOT), acc=d_value, input_precision="tf32x3")
+            if HAS_GATE:
+                d_weight += tl.sum(phi * d_phi, axis=0)
             p_dk = p_d_key + o_t[:, None] * stride_dkt + o_k[None, :]
-            tl.store(p_dk, d_key.to(p_d_key.dtype.element_ty), mask=m_tk)
+            d_key = weight[None, :] * d_phi * slope
+            tl.store(p_dk, tl.trans(d_key.to(p_d_key.dtype.element_ty)), mask=m_tk)
         p_dv = p_d_value + o_t[:, None] * stride_dvt + o_v[None, :]
-        tl.store(p_dv, d_value.to(p_d_value.dtype.element_ty), mask=m_tv)
+        tl.store(p_dv, tl.trans(d_value.to(p_d_value.dtype.element_ty)), mask=m_tv)
         if HAS_GATE:
             d_gate = weight * (d_weight - bracket)
             tl.store(p_d_gate + o_t * stride_dgt, d_gate.to(p_d_gate.dtype.element_ty), mask=m_t)
 
 
 @triton.jit
-def load_state_gradient(d_state, d_normalizer, brackets, first, count, i_head, H, i_key, K, V, BK: tl.constexpr, BV: tl.constexpr):
-    """Sum of the shares ``first .. first + count`` of one head's dS, dn and bracket, in this order."""
+def load_state_gradient(
+    d_state,
+    d_normalizer,
+    brackets,
+    first,
+    count,
+    i_head,
+    H,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Sum of the shares ``first .. first + count`` of one head's dS, dn and bracket, in this order, ``UNROLL`` loaded at once."""
     o_k = i_key + tl.arange(0, BK)
     o_v = tl.arange(0, BV)
     m_k = o_k < K
     m_kv = m_k[:, None] & (o_v < V)[None, :]
+    o_state = o_k[:, None] * V + o_v[None, :]
+    first = first.to(tl.int64)
     total = tl.zeros([BK, BV], tl.float32)
     total_normalizer = tl.zeros([BK], tl.float32)
     bracket = 0.0
-    for i in range(0, count):
-        i_partial = (first + i).to(tl.int64) * H + i_head
-        bracket += tl.load(brackets + i_partial)
-        total += tl.load(d_state + i_partial * K * V + o_k[:, None] * V + o_v[None, :], mask=m_kv, other=0.0)
-        total_normalizer += tl.load(d_normalizer + i_partial * K + o_k, mask=m_k, other=0.0)
+    for base in range(0, count, UNROLL):
+        for j in tl.static_range(UNROLL):
+            is_used = base + j < count
+            i_partial = (first + base + j) * H + i_head
+            bracket += tl.load(brackets + i_partial, mask=is_used, other=0.0)
+            total += tl.load(d_state + i_partial * K * V + o_state, mask=m_kv & is_used, other=0.0)
+            total_normalizer += tl.load(d_normalizer + i_partial * K + o_k, mask=m_k & is_used, other=0.0)
     return total, total_normalizer, bracket
 
 
 @triton.jit
 def store_state_gradient(
-    d_state, d_normalizer, brackets, i_partial, i_key, K, V, values, normalizer_values, bracket, BK: tl.constexpr, BV: tl.constexpr
+    d_state,
+    d_normalizer,
+    brackets,
+    i_partial,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    values,
+    normalizer_values,
+    bracket,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
 ):
     """Write dS, dn and the bracket of a split or a slot."""
     o_k = i_key + tl.arange(0, BK)
@@ -286,9 +376,9 @@ def query_backward_kernel(
     stride_dzt,
     stride_dzh,
     H,
-    K,
-    V,
     eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -304,10 +394,21 @@ def query_backward_kernel(
     i_slice = i_program % NK
     i_partial = i_program // NK
     i_head = i_partial % H
-    i_slot, start, num_tokens = split_bounds(splits, i_partial // H)
+    # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
+    p_split = splits + 3 * (i_partial // H)
+    i_slot = tl.load(p_split).to(tl.int32)
+    start = tl.load(p_split + 1)
+    num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
     if NK == 1:
-        row_state, row_normalizer = load_normalized_state(state, normalizer, stats, i_slot, i_head, H, 0, K, V, BK, BV, DOT)
+        values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        values = values * inverse(weight_sum)
+        row_normalizer = normalizer_values * inverse(weight_sum)
+        centre = state_centre(values, row_normalizer, NORMALIZE)
+        row_state = centred_state(values, row_normalizer, centre, DOT)
     else:
+        # any centre is right: that of the first slice
+        values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        centre = state_centre(values, normalizer_values, NORMALIZE)
         row_state, row_normalizer = 0.0, 0.0
     values, normalizer_values, weight_values, bracket = query_backward(
         query + start * stride_qt + i_head * stride_qh,
@@ -324,6 +425,7 @@ def query_backward_kernel(
         H,
         row_state,
         row_normalizer,
+        centre,
         i_slice,
         num_tokens,
         stride_qt,
@@ -331,9 +433,9 @@ def query_backward_kernel(
         stride_ot,
         stride_dqt,
         stride_dzt,
+        eps,
         K,
         V,
-        eps,
         BT,
         BK,
         NK,
@@ -360,8 +462,8 @@ def combine_gradients_kernel(
     d_normalizer,
     brackets,
     H,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
@@ -371,7 +473,7 @@ def combine_gradients_kernel(
     first = tl.load(slot_offsets + i_row // H).to(tl.int32)
     count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
     values, normalizer_values, bracket = load_state_gradient(
-        partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV
+        partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, 16
     )
     store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)
 
@@ -407,8 +509,8 @@ def key_backward_kernel(
     stride_dgt,
     stride_dgh,
     H,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -420,7 +522,11 @@ def key_backward_kernel(
     """Key side of one split and head; grid ``(Z * H,)``. If ``fold``, the splits' shares of dS are added here."""
     i_partial = tl.program_id(0)
     i_head = i_partial % H
-    i_slot, start, num_tokens = split_bounds(splits, i_partial // H)
+    # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
+    p_split = splits + 3 * (i_partial // H)
+    i_slot = tl.load(p_split).to(tl.int32)
+    start = tl.load(p_split + 1)
+    num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
     i_row = i_slot.to(tl.int64) * H + i_head
     gate_max = tl.load(stats + 2 * i_row)
     inverse_sum = inverse(tl.load(stats + 2 * i_row + 1))
@@ -429,15 +535,16 @@ def key_backward_kernel(
             first = tl.load(slot_offsets + i_slot).to(tl.int32)
             count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
             row_d_state, row_d_normalizer, bracket = load_state_gradient(
-                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_head, H, 0, K, V, BK, BV
+                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_head, H, 0, K, V, BK, BV, 2
             )
         else:
             row_d_state, row_d_normalizer, bracket = load_state_gradient(
-                d_state, d_normalizer, brackets, i_slot, 1, i_head, H, 0, K, V, BK, BV
+                d_state, d_normalizer, brackets, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1
             )
         operand, operand_normalizer = row_d_state.to(DOT), row_d_normalizer
+        operand_rest = remainder(row_d_state, operand, DOT)
     else:
-        operand, operand_normalizer = 0.0, 0.0
+        operand, operand_rest, operand_normalizer = 0.0, 0.0, 0.0
         bracket = tl.load(brackets + i_row)
     key_backward(
         key + start * stride_kt + i_head * stride_kh,
@@ -453,6 +560,7 @@ def key_backward_kernel(
         i_head,
         H,
         operand,
+        operand_rest,
         operand_normalizer,
         gate_max,
         inverse_sum,
@@ -515,9 +623,9 @@ def row_backward_kernel(
     stride_dzt,
     stride_dzh,
     H,
-    K,
-    V,
     eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
@@ -537,9 +645,12 @@ def row_backward_kernel(
     p_value = value + start * stride_vt + i_head * stride_vh
     p_gate = key_gate + start * stride_gt + i_head * stride_gh
     state, normalizer, gate_max, weight_sum = accumulate_state(
-        p_key, p_value, p_gate, num_tokens, stride_kt, stride_vt, stride_gt, 0, K, V, BT, BK, BV, HAS_GATE, RELU, DOT
+        p_key, p_value, p_gate, num_tokens, stride_kt, stride_vt, stride_gt, 0, K, V, BT, BK, 1, BV, HAS_GATE, RELU, DOT
     )
     inverse_sum = inverse(weight_sum)
+    state = state * inverse_sum
+    normalizer = normalizer * inverse_sum
+    centre = state_centre(state, normalizer, NORMALIZE)
     d_state, d_normalizer, weight_values, bracket = query_backward(
         query + start * stride_qt + i_head * stride_qh,
         output_gate + start * stride_zt + i_head * stride_zh,
@@ -553,8 +664,9 @@ def row_backward_kernel(
         0,
         i_head,
         H,
-        (state * inverse_sum).to(DOT),
-        normalizer * inverse_sum,
+        centred_state(state, normalizer, centre, DOT),
+        normalizer,
+        centre,
         0,
         num_tokens,
         stride_qt,
@@ -562,9 +674,9 @@ def row_backward_kernel(
         stride_ot,
         stride_dqt,
         stride_dzt,
+        eps,
         K,
         V,
-        eps,
         BT,
         BK,
         1,
@@ -578,6 +690,7 @@ def row_backward_kernel(
     if HAS_NORM:
         o_v = tl.arange(0, BV)
         tl.store(d_norm_weight + i_program.to(tl.int64) * V + o_v, weight_values, mask=o_v < V)
+    operand = d_state.to(DOT)
     key_backward(
         p_key,
         p_value,
@@ -591,7 +704,8 @@ def row_backward_kernel(
         0,
         i_head,
         H,
-        d_state.to(DOT),
+        operand,
+        remainder(d_state, operand, DOT),
         d_normalizer,
         gate_max,
         inverse_sum,

@@ -8,34 +8,32 @@ state of a row has the same form; only ``S / l`` and ``n / l`` enter the output.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 # L tokens, H heads, K key width, V value width, Z splits, G split rows (docs/shapes.md)
 # FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
+# Products are taken transposed, (features, tokens): a tensor-core tile has 64 features but as few tokens as wanted, so a block of
+# tokens can be small and many programs fit on a multiprocessor.
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def feature_map(x, RELU: tl.constexpr):
-    """``relu``, or x + 1 above 0 and exp(x) below; never through expm1, which loses small values."""
-    if RELU:
-        return tl.maximum(x, 0.0)
-    return tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+from gbla_kernels.linear_attention.elementwise import LOG2E, fast_exp2, feature_map, inverse, remainder, sigmoid
 
 
 @triton.jit
-def split_bounds(splits, i_split):
-    """Row slot, first token and number of tokens of a split."""
-    p_split = splits + 3 * i_split
-    start = tl.load(p_split + 1)
-    return tl.load(p_split).to(tl.int32), start, (tl.load(p_split + 2) - start).to(tl.int32)
+def largest_gate(p_gate, num_tokens, stride_gt):
+    """Maximum over the tokens, and the same with 0 in place of -inf, which is safe to subtract."""
+    largest = tl.full([512], float("-inf"), tl.float32)
+    for first in range(0, num_tokens, 512):
+        o_t = first + tl.arange(0, 512)
+        largest = tl.maximum(largest, tl.load(p_gate + o_t * stride_gt, mask=o_t < num_tokens, other=float("-inf")).to(tl.float32))
+    gate_max = tl.max(largest)
+    return gate_max, tl.where(gate_max == float("-inf"), 0.0, gate_max)
 
 
 @triton.jit
-def gate_weights(p_gate, o_t, m_t, stride_gt, gate_max, HAS_GATE: tl.constexpr):
-    """``exp(g - gate_max)`` of a block of tokens; -inf maximum means that no gate is finite yet."""
+def load_gate(p_gate, o_t, num_tokens, stride_gt, HAS_GATE: tl.constexpr):
+    """Logits of a block of tokens, -inf past the end; zeros without a gate."""
     if HAS_GATE:
-        gate = tl.load(p_gate + o_t * stride_gt, mask=m_t, other=float("-inf")).to(tl.float32)
-        return tl.exp(gate - tl.where(gate_max == float("-inf"), 0.0, gate_max))
-    return tl.where(m_t, 1.0, 0.0)
+        return tl.load(p_gate + o_t * stride_gt, mask=o_t < num_tokens, other=float("-inf")).to(tl.float32)
+    return tl.where(o_t < num_tokens, 0.0, float("-inf"))
 
 
 @triton.jit
@@ -48,10 +46,11 @@ def accumulate_state(
     stride_vt,
     stride_gt,
     i_key,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
+    NK: tl.constexpr,
     BV: tl.constexpr,
     HAS_GATE: tl.constexpr,
     RELU: tl.constexpr,
@@ -62,57 +61,75 @@ def accumulate_state(
     o_v = tl.arange(0, BV)
     m_k = o_k < K
     m_v = o_v < V
-    state = tl.zeros([BK, BV], tl.float32)
-    normalizer = tl.zeros([BK], tl.float32)
-    gate_max = float("-inf")
-    weight_sum = 0.0
+    if HAS_GATE:
+        gate_max, safe_max = largest_gate(p_gate, num_tokens, stride_gt)
+    else:
+        gate_max, safe_max = 0.0, 0.0
+    # transposed: value goes from memory to the tensor cores without passing through registers
+    state = tl.zeros([BV, BK], tl.float32)
+    # a sum per position in the block: reduced once, at the end
+    normalizer = tl.zeros([BT, BK], tl.float32)
+    weight_sum = tl.zeros([BT], tl.float32)
+    gate = load_gate(p_gate, tl.arange(0, BT), num_tokens, stride_gt, HAS_GATE)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
-        key = tl.load(p_key + o_t[None, :] * stride_kt + o_k[:, None], mask=m_t[None, :] & m_k[:, None], other=0.0)
+        key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
         value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0)
-        if HAS_GATE:
-            gate = tl.load(p_gate + o_t * stride_gt, mask=m_t, other=float("-inf")).to(tl.float32)
-            new_max = tl.maximum(gate_max, tl.max(gate))
-            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-            weight = tl.exp(gate - safe_max)
-            rescale = tl.exp(gate_max - safe_max)
-            state = state * rescale
-            normalizer = normalizer * rescale
-            weight_sum = weight_sum * rescale
-            gate_max = new_max
-        else:
-            weight = tl.where(m_t, 1.0, 0.0)
-            gate_max = 0.0
-        weighted = feature_map(key.to(tl.float32), RELU) * weight[None, :]
-        weighted = tl.where(m_k[:, None], weighted, 0.0).to(DOT)
-        state = tl.dot(weighted, value.to(DOT), acc=state, input_precision="tf32x3")
-        normalizer += tl.sum(weighted.to(tl.float32), axis=1)
-        weight_sum += tl.sum(weight)
-    return state, normalizer, gate_max, weight_sum
+        weight = fast_exp2((gate - safe_max) * LOG2E)
+        # of the next block: its latency is hidden behind this one
+        gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
+        weight_sum += weight
+        weighted = feature_map(key.to(tl.float32), RELU) * weight[:, None]
+        if K != BK * NK:
+            weighted = tl.where(m_k[None, :], weighted, 0.0)
+        normalizer += weighted
+        rounded = weighted.to(DOT)
+        state = tl.dot(tl.trans(value.to(DOT)), rounded, acc=state, input_precision="tf32x3")
+        if DOT != tl.float32:
+            # the gradient to query sees the state without its mean, where one rounding of the keys is too coarse
+            state = tl.dot(tl.trans(value.to(DOT)), remainder(weighted, rounded, DOT), acc=state)
+    return tl.trans(state), tl.sum(normalizer, axis=0), gate_max, tl.sum(weight_sum)
 
 
 @triton.jit
-def load_state(state, normalizer, stats, first, count, i_head, H, i_key, K, V, BK: tl.constexpr, BV: tl.constexpr):
-    """Sum of the partial states ``first .. first + count`` of one head, in this order."""
+def load_state(
+    state,
+    normalizer,
+    stats,
+    first,
+    count,
+    i_head,
+    H,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Sum of the partial states ``first .. first + count`` of one head, in this order, ``UNROLL`` of them loaded at once."""
     o_k = i_key + tl.arange(0, BK)
     o_v = tl.arange(0, BV)
     m_k = o_k < K
     m_kv = m_k[:, None] & (o_v < V)[None, :]
-    gate_max = float("-inf")
-    for i in range(0, count):
-        gate_max = tl.maximum(gate_max, tl.load(stats + 2 * ((first + i).to(tl.int64) * H + i_head)))
+    o_state = o_k[:, None] * V + o_v[None, :]
+    first = first.to(tl.int64)
+    o_count = tl.arange(0, 64)
+    gates = tl.load(stats + 2 * ((first + o_count) * H + i_head), mask=o_count < count, other=float("-inf"))
+    gate_max = tl.max(gates)
     safe_max = tl.where(gate_max == float("-inf"), 0.0, gate_max)
     total = tl.zeros([BK, BV], tl.float32)
     total_normalizer = tl.zeros([BK], tl.float32)
     weight_sum = 0.0
-    for i in range(0, count):
-        i_partial = (first + i).to(tl.int64) * H + i_head
-        rescale = tl.exp(tl.load(stats + 2 * i_partial) - safe_max)
-        weight_sum += rescale * tl.load(stats + 2 * i_partial + 1)
-        p_state = state + i_partial * K * V + o_k[:, None] * V + o_v[None, :]
-        total += rescale * tl.load(p_state, mask=m_kv, other=0.0)
-        total_normalizer += rescale * tl.load(normalizer + i_partial * K + o_k, mask=m_k, other=0.0)
+    for base in range(0, count, UNROLL):
+        for j in tl.static_range(UNROLL):
+            is_used = base + j < count
+            i_partial = (first + base + j) * H + i_head
+            rescale = fast_exp2((tl.load(stats + 2 * i_partial, mask=is_used, other=float("-inf")) - safe_max) * LOG2E)
+            weight_sum += rescale * tl.load(stats + 2 * i_partial + 1, mask=is_used, other=0.0)
+            total += rescale * tl.load(state + i_partial * K * V + o_state, mask=m_kv & is_used, other=0.0)
+            total_normalizer += rescale * tl.load(normalizer + i_partial * K + o_k, mask=m_k & is_used, other=0.0)
     return total, total_normalizer, gate_max, weight_sum
 
 
@@ -123,8 +140,8 @@ def store_state(
     stats,
     i_partial,
     i_key,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     values,
     normalizer_values,
     gate_max,
@@ -146,23 +163,30 @@ def store_state(
 
 
 @triton.jit
-def inverse(weight_sum):
-    """``1 / weight_sum``, and 0 for a row whose gates are all -inf."""
-    return tl.where(weight_sum > 0, 1.0 / tl.where(weight_sum > 0, weight_sum, 1.0), 0.0)
-
-
-@triton.jit
-def load_normalized_state(state, normalizer, stats, i_slot, i_head, H, i_key, K, V, BK: tl.constexpr, BV: tl.constexpr, DOT: tl.constexpr):
-    """``S / l`` as a dot operand and ``n / l``, of a row's combined state."""
-    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV)
-    return (values * inverse(weight_sum)).to(DOT), normalizer_values * inverse(weight_sum)
+def load_normalized_state(
+    state,
+    normalizer,
+    stats,
+    i_slot,
+    i_head,
+    H,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """``S / l`` as a dot operand ``(BV, BK)`` and ``n / l``, of a row's combined state."""
+    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV, 1)
+    return tl.trans((values * inverse(weight_sum)).to(DOT)), normalizer_values * inverse(weight_sum)
 
 
 @triton.jit
 def normalized(u, c, eps, V, NORMALIZE: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Factor ``f (BT,)`` with ``RMSNorm(u / c) = u f``, or without norm or division as the flags say; 0 where ``c`` is 0."""
+    """Factor ``f (BT,)`` with ``RMSNorm(u / c) = u f`` for ``u (BV, BT)``, or as the flags say; 0 where ``c`` is 0."""
     if HAS_NORM:
-        mean_square = tl.sum(u * u, axis=1) / V
+        mean_square = tl.sum(u * u, axis=0) / V
         if NORMALIZE:
             is_zero = c == 0
             return tl.where(is_zero, 0.0, tl.rsqrt(tl.where(is_zero, 1.0, mean_square + eps * c * c)))
@@ -191,9 +215,9 @@ def emit_output(
     stride_qt,
     stride_zt,
     stride_ot,
-    K,
-    V,
     eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -204,7 +228,7 @@ def emit_output(
     RELU: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Outputs of ``num_tokens`` tokens of one head. With NK == 1 from ``row_state``; else key slices of the state are read again."""
+    """Outputs of ``num_tokens`` tokens of one head, from ``row_state (BV, BK)`` with NK == 1; else its key slices are read again."""
     o_v = tl.arange(0, BV)
     m_v = o_v < V
     if HAS_NORM:
@@ -213,7 +237,10 @@ def emit_output(
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
         m_tv = m_t[:, None] & m_v[None, :]
-        u = tl.zeros([BT, BV], tl.float32)
+        if HAS_OUTPUT_GATE:
+            # loaded early: used last
+            z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
+        u = tl.zeros([BV, BT], tl.float32)
         c = tl.zeros([BT], tl.float32)
         for j in tl.static_range(NK):
             if NK == 1:
@@ -226,17 +253,17 @@ def emit_output(
             m_k = o_k < K
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
             phi = feature_map(query.to(tl.float32), RELU).to(DOT)
-            u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
+            u = tl.dot(slice_state, tl.trans(phi), acc=u, input_precision="tf32x3")
             if NORMALIZE:
                 # padded keys have a zero normalizer
                 c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
-        y = u * normalized(u, c, eps, V, NORMALIZE, HAS_NORM)[:, None]
+        y = u * normalized(u, c, eps, V, NORMALIZE, HAS_NORM)[None, :]
         if HAS_NORM:
-            y = y * norm_weight[None, :]
+            y = y * norm_weight[:, None]
         if HAS_OUTPUT_GATE:
-            z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0).to(tl.float32)
-            y = y * z * tl.sigmoid(z)
-        tl.store(p_out + o_t[:, None] * stride_ot + o_v[None, :], y.to(p_out.dtype.element_ty), mask=m_tv)
+            z = tl.trans(z).to(tl.float32)
+            y = y * (z * sigmoid(z))
+        tl.store(p_out + o_t[:, None] * stride_ot + o_v[None, :], tl.trans(y.to(p_out.dtype.element_ty)), mask=m_tv)
 
 
 @triton.jit
@@ -255,8 +282,8 @@ def state_kernel(
     stride_gt,
     stride_gh,
     H,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -270,7 +297,9 @@ def state_kernel(
     i_key = i_program % NK * BK
     i_partial = i_program // NK
     i_head = i_partial % H
-    _, start, num_tokens = split_bounds(splits, i_partial // H)
+    p_split = splits + 3 * (i_partial // H)
+    start = tl.load(p_split + 1)
+    num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
     values, normalizer_values, gate_max, weight_sum = accumulate_state(
         key + start * stride_kt + i_head * stride_kh,
         value + start * stride_vt + i_head * stride_vh,
@@ -284,6 +313,7 @@ def state_kernel(
         V,
         BT,
         BK,
+        NK,
         BV,
         HAS_GATE,
         RELU,
@@ -302,8 +332,8 @@ def combine_states_kernel(
     normalizer,
     stats,
     H,
-    K,
-    V,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
@@ -315,7 +345,7 @@ def combine_states_kernel(
     first = tl.load(slot_offsets + i_slot).to(tl.int32)
     count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
     values, normalizer_values, gate_max, weight_sum = load_state(
-        partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV
+        partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, 16
     )
     store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
 
@@ -342,9 +372,9 @@ def output_kernel(
     stride_ot,
     stride_oh,
     H,
-    K,
-    V,
     eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     NK: tl.constexpr,
@@ -362,20 +392,24 @@ def output_kernel(
     """
     i_partial = tl.program_id(0)
     i_head = i_partial % H
-    i_slot, start, num_tokens = split_bounds(splits, i_partial // H)
+    # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
+    p_split = splits + 3 * (i_partial // H)
+    i_slot = tl.load(p_split).to(tl.int32)
+    start = tl.load(p_split + 1)
+    num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
     if NK == 1:
         if fold:
             first = tl.load(slot_offsets + i_slot).to(tl.int32)
             count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
             values, normalizer_values, gate_max, weight_sum = load_state(
-                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, 0, K, V, BK, BV
+                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, 0, K, V, BK, BV, 2
             )
             if i_partial // H == first:
                 i_row = i_slot * H + i_head
                 store_state(state, normalizer, stats, i_row, 0, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
         else:
-            values, normalizer_values, gate_max, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV)
-        row_state = (values * inverse(weight_sum)).to(DOT)
+            values, normalizer_values, gate_max, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        row_state = tl.trans((values * inverse(weight_sum)).to(DOT))
         row_normalizer = normalizer_values * inverse(weight_sum)
     else:
         row_state = 0.0
@@ -397,9 +431,9 @@ def output_kernel(
         stride_qt,
         stride_zt,
         stride_ot,
+        eps,
         K,
         V,
-        eps,
         BT,
         BK,
         NK,
@@ -435,9 +469,9 @@ def row_kernel(
     stride_ot,
     stride_oh,
     H,
-    K,
-    V,
     eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
@@ -466,6 +500,7 @@ def row_kernel(
         V,
         BT,
         BK,
+        1,
         BV,
         HAS_GATE,
         RELU,
@@ -482,15 +517,15 @@ def row_kernel(
         0,
         i_head,
         H,
-        (values * inverse(weight_sum)).to(DOT),
+        tl.trans((values * inverse(weight_sum)).to(DOT)),
         normalizer_values * inverse(weight_sum),
         num_tokens,
         stride_qt,
         stride_zt,
         stride_ot,
+        eps,
         K,
         V,
-        eps,
         BT,
         BK,
         1,
