@@ -209,13 +209,14 @@ def launch_backward(
     launcher: Launcher,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, norm_weight, weight and bias, each in its dtype; those of missing ones are empty."""
-    num_tokens, dim = x.shape
-    num_taps, has_bias, has_norm = weight.shape[1], bias is not None, norm_weight is not None
+    num_tokens, dim, num_taps = x.shape[0], int(x.shape[1]), int(weight.shape[1])
+    has_bias, has_norm = bias is not None, norm_weight is not None
     strip, grid = tile.strips(num_tokens, max_programs)
     weight = weight.contiguous()
     norm = weight if norm_weight is None else norm_weight.contiguous()
     dx = torch.empty((num_tokens, dim), dtype=x.dtype, device=x.device)
-    partials = torch.empty((grid[1], num_taps + has_bias, dim), dtype=torch.float32, device=x.device)
+    # (P, R + has_bias, D), but flat: a compiler would treat P = 1 apart
+    partials = torch.empty((grid[1] * (num_taps + has_bias) * dim,), dtype=torch.float32, device=x.device)
     d_weight = torch.empty_like(weight)
     d_bias = weight.new_empty(0) if bias is None else torch.empty((dim,), dtype=bias.dtype, device=x.device)
     d_norm = weight.new_empty(0) if norm_weight is None else torch.empty((dim,), dtype=norm_weight.dtype, device=x.device)
@@ -250,8 +251,8 @@ def launch_backward(
         weight,
         norm,
         d_weight,
-        d_bias if has_bias else d_weight,
-        d_norm if has_norm else d_weight,
+        d_bias,
+        d_norm,
         grid[1],
         D=dim,
         R=num_taps,

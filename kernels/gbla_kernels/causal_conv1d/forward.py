@@ -38,6 +38,8 @@ class Tile:
     @classmethod
     def of_channels(cls, dim: int, elements: int) -> "Tile":
         """A tile over a part of the channels: blocks that divide ``D`` are preferred, to waste none of it."""
+        # a compiler may trace with symbolic widths, but a kernel has fixed ones
+        dim = int(dim)
         divisor = min(dim & -dim, 256)
         block_dim = divisor if divisor >= 64 else min(max(triton.next_power_of_2(dim), 16), 256)
         return cls(elements // block_dim, block_dim, triton.cdiv(dim, block_dim))
@@ -45,6 +47,7 @@ class Tile:
     @classmethod
     def of_whole_tokens(cls, dim: int, elements: int) -> "Tile":
         """A tile over all channels, for sums over them."""
+        dim = int(dim)
         block_dim = max(triton.next_power_of_2(dim), 16)
         return cls(max(elements // block_dim, 1), block_dim, 1, min(max(4 * block_dim // elements, 4), 8))
 
@@ -214,7 +217,7 @@ def launch_forward(
     launcher: Launcher,
 ) -> Tensor:
     """The convolution of x, or, given ``norm_weight`` and a tile of whole tokens, of its RMSNorm; fills ``rstd (L,)`` then."""
-    num_tokens, dim = x.shape
+    num_tokens, dim, num_taps = x.shape[0], int(x.shape[1]), int(weight.shape[1])
     strip, grid = tile.strips(num_tokens, max_programs)
     weight = weight.contiguous()
     y = torch.empty((num_tokens, dim), dtype=x.dtype, device=x.device)
@@ -231,8 +234,8 @@ def launch_forward(
         x.stride(0),
         eps,
         D=dim,
-        R=weight.shape[1],
-        PADDED_R=triton.next_power_of_2(weight.shape[1]),
+        R=num_taps,
+        PADDED_R=triton.next_power_of_2(num_taps),
         ROWS=tile.rows,
         BLOCK_D=tile.block_dim,
         UNROLL=UNROLL,
