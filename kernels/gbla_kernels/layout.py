@@ -1,7 +1,7 @@
 """The layout of a jagged batch: made once per batch, while lengths are still on the CPU, and shared by all layers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -99,15 +99,17 @@ class JaggedLayout:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of the device tensors until ``stream`` has passed this point."""
-        for name in _DEVICE_TENSORS:
-            getattr(self, name).record_stream(stream)
-        for table in (*self.row_splits.tensors(), *self.all_splits.tensors()):
-            table.record_stream(stream)
+        tensors = (self.offsets, self.offsets_int32, self.positions, self.rows)
+        for tensor in (*tensors, *self.row_splits.tensors(), *self.all_splits.tensors()):
+            tensor.record_stream(stream)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "JaggedLayout":
-        moved = {name: function(getattr(self, name)) for name in _DEVICE_TENSORS}
-        splits = {"row_splits": self.row_splits.map(function), "all_splits": self.all_splits.map(function)}
-        return JaggedLayout(**moved, **splits, offsets_cpu=self.offsets_cpu, max_length=self.max_length, row_lengths=self.row_lengths)
-
-
-_DEVICE_TENSORS = ("offsets", "offsets_int32", "positions", "rows")
+        return replace(
+            self,
+            offsets=function(self.offsets),
+            offsets_int32=function(self.offsets_int32),
+            positions=function(self.positions),
+            rows=function(self.rows),
+            row_splits=self.row_splits.map(function),
+            all_splits=self.all_splits.map(function),
+        )

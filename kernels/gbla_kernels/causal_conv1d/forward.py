@@ -113,7 +113,8 @@ def sigmoid(x):
 @triton.jit
 def reciprocal_rms(x, eps, D: tl.constexpr):
     """``1 / sqrt(mean(x^2) + eps)`` over the channels of each row of the tile."""
-    return tl.rsqrt(tl.sum(x * x, 1) / D + eps)
+    # a compiled graph passes Python floats as fp64
+    return tl.rsqrt(tl.sum(x * x, 1) / D + tl.cast(eps, tl.float32))
 
 
 @triton.jit

@@ -61,7 +61,7 @@ def load_queries(
 @triton.jit
 def key_gradients(query, d_out, lse, delta, key, value, m_n, d_key, d_value, scale_log2, DOT: tl.constexpr):
     """Adds a tile's share to dk ``(BN, BK)`` and dv ``(BN, BV)``; also returns ``ds (BM, BN)``. Unscaled."""
-    score = tl.dot(query, tl.trans(key), input_precision="tf32x3") * scale_log2
+    score = tl.dot(query, tl.trans(key), input_precision="tf32x3") * tl.cast(scale_log2, tl.float32)
     # keys past the end have score 0, which a very negative lse would turn into inf
     weight = tl.where(m_n[None, :], tl.exp2(score - lse[:, None]), 0.0)
     d_value = tl.dot(tl.trans(weight.to(DOT)), d_out, acc=d_value, input_precision="tf32x3")
@@ -169,7 +169,7 @@ def gradient_kernel(
                 b_d_key, b_d_value, d_score = key_gradients(
                     b_query, b_d_out, b_lse, b_delta, b_key, b_value, m_n, b_d_key, b_d_value, scale_log2, DOT
                 )
-                b_d_query = tl.dot(d_score, b_key, input_precision="tf32x3") * scale
+                b_d_query = tl.dot(d_score, b_key, input_precision="tf32x3") * tl.cast(scale, tl.float32)
                 p_d_query = p_partial + o_q[:, None].to(tl.int64) * (H * K) + o_k[None, :]
                 m_mk = (o_q < num_queries)[:, None] & m_k[None, :]
                 # the first block of keys finds nothing there
@@ -177,7 +177,7 @@ def gradient_kernel(
                 tl.store(p_d_query, b_d_query, mask=m_mk)
             # the next block reads what this one wrote
             tl.debug_barrier()
-            tl.store(p_d_key, (b_d_key * scale).to(d_key.dtype.element_ty), mask=m_n[:, None] & m_k[None, :])
+            tl.store(p_d_key, (b_d_key * tl.cast(scale, tl.float32)).to(d_key.dtype.element_ty), mask=m_n[:, None] & m_k[None, :])
             tl.store(p_d_value, b_d_value.to(d_value.dtype.element_ty), mask=m_n[:, None] & m_v[None, :])
             p_key += BN * stride_kt
             p_value += BN * stride_vt
@@ -198,7 +198,7 @@ def gradient_kernel(
                 b_query, b_d_out, b_lse, b_delta, b_key, b_value, m_n, b_d_key, b_d_value, scale_log2, DOT
             )
             b_d_query = tl.dot(d_score, b_key, acc=b_d_query, input_precision="tf32x3")
-            tl.store(p_d_key, (b_d_key * scale).to(d_key.dtype.element_ty), mask=m_n[:, None] & m_k[None, :])
+            tl.store(p_d_key, (b_d_key * tl.cast(scale, tl.float32)).to(d_key.dtype.element_ty), mask=m_n[:, None] & m_k[None, :])
             tl.store(p_d_value, b_d_value.to(d_value.dtype.element_ty), mask=m_n[:, None] & m_v[None, :])
             p_key += BN * stride_kt
             p_value += BN * stride_vt
@@ -206,7 +206,7 @@ def gradient_kernel(
             p_d_value += BN * stride_dvt
         m_mk = (o_m < num_queries)[:, None] & m_k[None, :]
         o_mk = o_m[:, None] * (H * K) + o_k[None, :]
-        b_d_query = b_d_query * scale
+        b_d_query = b_d_query * tl.cast(scale, tl.float32)
         if num_splits <= part_splits:
             tl.store(d_query + (query_start * H + i_head) * K + o_mk, b_d_query.to(d_query.dtype.element_ty), mask=m_mk)
         else:

@@ -130,7 +130,7 @@ def attention_kernel(
         m_n = first + o_n < num_keys
         b_key = tl.load(p_key, mask=m_n[:, None] & m_k[None, :], other=0.0).to(DOT)
         b_value = tl.load(p_value, mask=m_n[:, None] & m_v[None, :], other=0.0).to(DOT)
-        score = tl.dot(b_query, tl.trans(b_key), input_precision="tf32x3") * scale_log2
+        score = tl.dot(b_query, tl.trans(b_key), input_precision="tf32x3") * tl.cast(scale_log2, tl.float32)
         score = tl.where(m_n[None, :], score, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(score, axis=1))
         weight = tl.exp2(score - new_largest[:, None])

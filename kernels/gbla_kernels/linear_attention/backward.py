@@ -14,9 +14,11 @@ from gbla_kernels.linear_attention.elementwise import (
     LOG2E,
     fast_exp2,
     feature_map,
-    feature_map_and_slope,
+    feature_map_slope,
     inverse,
+    one_column,
     remainder,
+    round_once,
     sigmoid,
 )
 from gbla_kernels.linear_attention.forward import accumulate_state, load_gate, load_state, normalized
@@ -24,7 +26,7 @@ from gbla_kernels.linear_attention.forward import accumulate_state, load_gate, l
 
 @triton.jit
 def centred_state(state, normalizer, centre, DOT: tl.constexpr):
-    """``S - n centre^T`` as a dot operand ``(BK, BV)``.
+    """``S - n centre^T`` as a dot operand.
 
     ``phi S = phi (S - n r^T) + c r`` and ``du S^T = du (S - n r^T)^T + (du . r) n`` for any ``r``. With a mean of the values as ``r``
     what is left is small, and so is the error of its rounding: the gradient to query is all made of it.
@@ -110,9 +112,9 @@ def query_backward(
     m_v = o_v < V
     o_own = i_slice * BK + tl.arange(0, BK)
     m_own = o_own < K
-    d_state = tl.zeros([BV, BK], tl.float32)
+    d_state = tl.zeros([BK, BV], tl.float32)
     d_normalizer = tl.zeros([BK], tl.float32)
-    d_norm_weight = tl.zeros([BV], tl.float32)
+    d_norm_weight = tl.zeros([BV, 16], tl.float32)
     brackets = tl.zeros([BT], tl.float32)
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
@@ -125,7 +127,7 @@ def query_backward(
         d_y = tl.load(p_d_out + o_t[:, None] * stride_ot + o_v[None, :], mask=m_tv, other=0.0)
         if HAS_OUTPUT_GATE:
             z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
-        u = tl.zeros([BV, BT], tl.float32)
+        u = tl.zeros([BT, BV], tl.float32)
         c = tl.zeros([BT], tl.float32)
         for j in tl.static_range(NK):
             if NK == 1:
@@ -140,12 +142,12 @@ def query_backward(
             phi = feature_map(query.to(tl.float32), RELU)
             if K != BK * NK:
                 phi = tl.where(m_k[None, :], phi, 0.0)
-            phi = phi.to(DOT)
-            u = tl.dot(tl.trans(slice_state), tl.trans(phi), acc=u, input_precision="tf32x3")
+            phi = round_once(phi, DOT)
+            u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
             if NORMALIZE:
                 c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
         if NORMALIZE:
-            u += centre[:, None] * c[None, :]
+            u += c[:, None] * centre[None, :]
         if NK == 1:
             own_state, own_normalizer = row_state, row_normalizer
         else:
@@ -153,53 +155,52 @@ def query_backward(
                 state, normalizer, stats, i_slot, i_head, H, i_slice * BK, centre, K, V, BK, BV, DOT
             )
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
-            phi = tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0).to(DOT)
+            phi = round_once(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), DOT)
         factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
-        d_normed = tl.trans(d_y).to(tl.float32)
-        normed = u * factor[None, :]
+        d_normed = d_y.to(tl.float32)
+        normed = u * factor[:, None]
         if HAS_OUTPUT_GATE:
-            z = tl.trans(z).to(tl.float32)
+            z = z.to(tl.float32)
             gate = sigmoid(z)
             d_gate = d_normed * normed * (gate * (1.0 + z * (1.0 - gate)))
             d_normed = d_normed * (z * gate)
             if HAS_NORM:
-                d_gate = d_gate * norm_weight[:, None]
+                d_gate = d_gate * norm_weight[None, :]
             p_d_gate = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
-            tl.store(p_d_gate, tl.trans(d_gate.to(p_d_output_gate.dtype.element_ty)), mask=m_tv & (i_slice == 0))
+            tl.store(p_d_gate, d_gate.to(p_d_output_gate.dtype.element_ty), mask=m_tv & (i_slice == 0))
         if HAS_NORM:
-            d_norm_weight += tl.sum(d_normed * normed, axis=1)
-            d_normed = d_normed * norm_weight[:, None]
+            share = tl.trans((d_normed * normed).to(DOT))
+            d_norm_weight = tl.dot(share, one_column(BT, DOT), acc=d_norm_weight, input_precision="tf32x3")
+            d_normed = d_normed * norm_weight[None, :]
         if HAS_NORM or NORMALIZE:
-            along = tl.sum(d_normed * u, axis=0)
+            along = tl.sum(d_normed * u, axis=1)
         d_c = tl.zeros([BT], tl.float32)
         if HAS_NORM:
             cubed = factor * factor * factor * along
-            d_u = d_normed * factor[None, :] - u * (cubed / V)[None, :]
+            d_u = d_normed * factor[:, None] - u * (cubed / V)[:, None]
             if NORMALIZE:
-                d_c = -cubed * eps * c
+                d_c = -cubed * tl.cast(eps, tl.float32) * c
         elif NORMALIZE:
-            d_u = d_normed * factor[None, :]
+            d_u = d_normed * factor[:, None]
             d_c = -factor * factor * along
         else:
             d_u = d_normed
         if DOT == tl.float32 or not NORMALIZE:
-            brackets += tl.sum(u * d_u, axis=0) + c * d_c
+            brackets += tl.sum(u * d_u, axis=1) + c * d_c
         rounded = d_u.to(DOT)
-        d_state = tl.dot(rounded, phi, acc=d_state, input_precision="tf32x3")
-        d_phi = tl.dot(own_state, rounded, input_precision="tf32x3")
+        d_state = tl.dot(tl.trans(phi), rounded, acc=d_state, input_precision="tf32x3")
+        d_phi = tl.dot(rounded, tl.trans(own_state), input_precision="tf32x3")
         if DOT != tl.float32:
             rest = remainder(d_u, rounded, DOT)
-            d_state = tl.dot(rest, phi, acc=d_state)
-            d_phi = tl.dot(own_state, rest, acc=d_phi)
-        phi_again, slope = feature_map_and_slope(tl.trans(query).to(tl.float32), RELU)
+            d_state = tl.dot(tl.trans(phi), rest, acc=d_state)
+            d_phi = tl.dot(rest, tl.trans(own_state), acc=d_phi)
         if NORMALIZE:
-            if K != BK * NK:
-                phi_again = tl.where(m_own[:, None], phi_again, 0.0)
-            d_normalizer += tl.sum(phi_again * d_c[None, :], axis=1)
-            d_phi += own_normalizer[:, None] * (d_c + tl.sum(d_u * centre[:, None], axis=0))[None, :]
+            d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
+            d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
+        d_query = d_phi * feature_map_slope(query.to(tl.float32), RELU)
         p_dq = p_d_query + o_t[:, None] * stride_dqt + o_own[None, :]
-        tl.store(p_dq, tl.trans((d_phi * slope).to(p_d_query.dtype.element_ty)), mask=m_tk)
-    return tl.trans(d_state), d_normalizer, d_norm_weight, tl.sum(brackets)
+        tl.store(p_dq, d_query.to(p_d_query.dtype.element_ty), mask=m_tk)
+    return d_state, d_normalizer, tl.sum(d_norm_weight, axis=1), tl.sum(brackets)
 
 
 @triton.jit
@@ -248,11 +249,11 @@ def key_backward(
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
         m_tv = m_t[:, None] & m_v[None, :]
-        value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_tv, other=0.0).to(DOT)
+        value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_tv, other=0.0).to(tl.float32).to(DOT)
         weight = fast_exp2((gate - safe_max) * LOG2E) * inverse_sum
         # of the next block: its latency is hidden behind this one
         gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
-        d_value = tl.zeros([BV, BT], tl.float32)
+        d_value = tl.zeros([BT, BV], tl.float32)
         d_weight = tl.zeros([BT], tl.float32)
         for j in tl.static_range(NK):
             o_k = j * BK + tl.arange(0, BK)
@@ -266,21 +267,20 @@ def key_backward(
                 )
                 slice_d_state = slice_values.to(DOT)
                 slice_rest = remainder(slice_values, slice_d_state, DOT)
-            key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0)
-            phi, slope = feature_map_and_slope(tl.trans(key).to(tl.float32), RELU)
+            key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0).to(tl.float32)
+            phi = feature_map(key, RELU)
+            d_value = tl.dot((phi * weight[:, None]).to(DOT), slice_d_state, acc=d_value, input_precision="tf32x3")
             # padded keys: d_state and d_normalizer are zero there
-            d_phi = tl.dot(slice_d_state, tl.trans(value), input_precision="tf32x3")
+            d_phi = tl.dot(value, tl.trans(slice_d_state), input_precision="tf32x3")
             if DOT != tl.float32:
-                d_phi = tl.dot(slice_rest, tl.trans(value), acc=d_phi)
-            d_phi += slice_d_normalizer[:, None]
-            d_value = tl.dot(tl.trans(slice_d_state), (phi * weight[None, :]).to(DOT), acc=d_value, input_precision="tf32x3")
-            if HAS_GATE:
-                d_weight += tl.sum(phi * d_phi, axis=0)
+                d_phi = tl.dot(value, tl.trans(slice_rest), acc=d_phi)
+            d_phi += slice_d_normalizer[None, :]
+            d_weight += tl.sum(phi * d_phi, axis=1)
+            d_key = weight[:, None] * d_phi * feature_map_slope(key, RELU)
             p_dk = p_d_key + o_t[:, None] * stride_dkt + o_k[None, :]
-            d_key = weight[None, :] * d_phi * slope
-            tl.store(p_dk, tl.trans(d_key.to(p_d_key.dtype.element_ty)), mask=m_tk)
+            tl.store(p_dk, d_key.to(p_d_key.dtype.element_ty), mask=m_tk)
         p_dv = p_d_value + o_t[:, None] * stride_dvt + o_v[None, :]
-        tl.store(p_dv, tl.trans(d_value.to(p_d_value.dtype.element_ty)), mask=m_tv)
+        tl.store(p_dv, d_value.to(p_d_value.dtype.element_ty), mask=m_tv)
         if HAS_GATE:
             d_gate = weight * (d_weight - bracket)
             tl.store(p_d_gate + o_t * stride_dgt, d_gate.to(p_d_gate.dtype.element_ty), mask=m_t)

@@ -57,12 +57,33 @@ def inverse(weight_sum):
 
 
 @triton.jit
-def feature_map_and_slope(x, RELU: tl.constexpr):
-    """The feature map and its derivative, which share an exponential."""
-    slope = feature_map_slope(x, RELU)
-    if RELU:
-        return tl.maximum(x, 0.0), slope
-    return tl.maximum(x, 0.0) + slope, slope
+def round_once(x, DOT: tl.constexpr):
+    """``x`` as a dot operand, computed once.
+
+    The compiler computes a pure value again in each layout that a user wants, exponentials included; this one it converts.
+    """
+    if IS_INTERPRETED or DOT != tl.bfloat16:
+        return x.to(DOT)
+    return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
+
+
+@triton.jit
+def two_columns(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
+    """``x (BLOCK,)`` as a dot operand ``(BLOCK, 16)`` whose columns add up to x: rounded, remainder, zeros.
+
+    A product with it is a reduction on the tensor cores, without the shuffles and barriers of ``tl.sum``.
+    """
+    o_column = tl.arange(0, 16)[None, :]
+    rounded = x.to(DOT).to(tl.float32)
+    values = tl.where(o_column == 0, rounded[:, None], tl.where(o_column == 1, (x - rounded)[:, None], 0.0))
+    return values.to(DOT)
+
+
+@triton.jit
+def one_column(BLOCK: tl.constexpr, DOT: tl.constexpr):
+    """Ones and 15 columns of zeros, ``(BLOCK, 16)``: a dot with it sums rows."""
+    values = tl.where(tl.arange(0, 16)[None, :] == 0, 1.0, 0.0) + tl.zeros([BLOCK, 16], tl.float32)
+    return values.to(DOT)
 
 
 @triton.jit

@@ -8,13 +8,11 @@ state of a row has the same form; only ``S / l`` and ``n / l`` enter the output.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 # L tokens, H heads, K key width, V value width, Z splits, G split rows (docs/shapes.md)
 # FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
-# Products are taken transposed, (features, tokens): a tensor-core tile has 64 features but as few tokens as wanted, so a block of
-# tokens can be small and many programs fit on a multiprocessor.
 
 import triton
 import triton.language as tl
 
-from gbla_kernels.linear_attention.elementwise import LOG2E, fast_exp2, feature_map, inverse, remainder, sigmoid
+from gbla_kernels.linear_attention.elementwise import LOG2E, fast_exp2, feature_map, inverse, remainder, sigmoid, two_columns
 
 
 @triton.jit
@@ -177,16 +175,18 @@ def load_normalized_state(
     BV: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """``S / l`` as a dot operand ``(BV, BK)`` and ``n / l``, of a row's combined state."""
+    """``S / l`` as a dot operand and ``n / l``, of a row's combined state."""
     values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV, 1)
-    return tl.trans((values * inverse(weight_sum)).to(DOT)), normalizer_values * inverse(weight_sum)
+    return (values * inverse(weight_sum)).to(DOT), normalizer_values * inverse(weight_sum)
 
 
 @triton.jit
 def normalized(u, c, eps, V, NORMALIZE: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Factor ``f (BT,)`` with ``RMSNorm(u / c) = u f`` for ``u (BV, BT)``, or as the flags say; 0 where ``c`` is 0."""
+    """Factor ``f (BT,)`` with ``RMSNorm(u / c) = u f``, or without norm or division as the flags say; 0 where ``c`` is 0."""
+    # a compiled graph passes Python floats as fp64
+    eps = tl.cast(eps, tl.float32)
     if HAS_NORM:
-        mean_square = tl.sum(u * u, axis=0) / V
+        mean_square = tl.sum(u * u, axis=1) / V
         if NORMALIZE:
             is_zero = c == 0
             return tl.where(is_zero, 0.0, tl.rsqrt(tl.where(is_zero, 1.0, mean_square + eps * c * c)))
@@ -228,7 +228,7 @@ def emit_output(
     RELU: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Outputs of ``num_tokens`` tokens of one head, from ``row_state (BV, BK)`` with NK == 1; else its key slices are read again."""
+    """Outputs of ``num_tokens`` tokens of one head. With NK == 1 from ``row_state``; else key slices of the state are read again."""
     o_v = tl.arange(0, BV)
     m_v = o_v < V
     if HAS_NORM:
@@ -240,8 +240,8 @@ def emit_output(
         if HAS_OUTPUT_GATE:
             # loaded early: used last
             z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
-        u = tl.zeros([BV, BT], tl.float32)
-        c = tl.zeros([BT], tl.float32)
+        u = tl.zeros([BT, BV], tl.float32)
+        c = tl.zeros([BT, 16], tl.float32)
         for j in tl.static_range(NK):
             if NK == 1:
                 slice_state, slice_normalizer = row_state, row_normalizer
@@ -253,17 +253,17 @@ def emit_output(
             m_k = o_k < K
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
             phi = feature_map(query.to(tl.float32), RELU).to(DOT)
-            u = tl.dot(slice_state, tl.trans(phi), acc=u, input_precision="tf32x3")
+            u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
             if NORMALIZE:
                 # padded keys have a zero normalizer
-                c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
-        y = u * normalized(u, c, eps, V, NORMALIZE, HAS_NORM)[None, :]
+                c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
+        y = u * normalized(u, tl.sum(c, axis=1), eps, V, NORMALIZE, HAS_NORM)[:, None]
         if HAS_NORM:
-            y = y * norm_weight[:, None]
+            y = y * norm_weight[None, :]
         if HAS_OUTPUT_GATE:
-            z = tl.trans(z).to(tl.float32)
+            z = z.to(tl.float32)
             y = y * (z * sigmoid(z))
-        tl.store(p_out + o_t[:, None] * stride_ot + o_v[None, :], tl.trans(y.to(p_out.dtype.element_ty)), mask=m_tv)
+        tl.store(p_out + o_t[:, None] * stride_ot + o_v[None, :], y.to(p_out.dtype.element_ty), mask=m_tv)
 
 
 @triton.jit
@@ -409,7 +409,7 @@ def output_kernel(
                 store_state(state, normalizer, stats, i_row, 0, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
         else:
             values, normalizer_values, gate_max, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
-        row_state = tl.trans((values * inverse(weight_sum)).to(DOT))
+        row_state = (values * inverse(weight_sum)).to(DOT)
         row_normalizer = normalizer_values * inverse(weight_sum)
     else:
         row_state = 0.0
@@ -517,7 +517,7 @@ def row_kernel(
         0,
         i_head,
         H,
-        tl.trans((values * inverse(weight_sum)).to(DOT)),
+        (values * inverse(weight_sum)).to(DOT),
         normalizer_values * inverse(weight_sum),
         num_tokens,
         stride_qt,

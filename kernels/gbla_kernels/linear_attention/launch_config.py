@@ -57,19 +57,19 @@ def _kernel(block_tokens: int, num_warps: int, num_stages: int) -> KernelConfig:
 # bf16: by the larger of key_block and value_block
 _HALF = {
     64: {
-        "state": _kernel(64, 4, 3),
+        "state": _kernel(32, 4, 3),
         "output": _kernel(64, 4, 3),
-        "row": _kernel(32, 4, 2),
-        "query_backward": _kernel(64, 4, 2),
-        "key_backward": _kernel(64, 4, 2),
-        "row_backward": _kernel(32, 4, 2),
+        "row": _kernel(16, 1, 1),
+        "query_backward": _kernel(64, 4, 3),
+        "key_backward": _kernel(64, 4, 3),
+        "row_backward": _kernel(16, 2, 1),
     },
     128: {
-        "state": _kernel(64, 8, 3),
-        "output": _kernel(64, 8, 3),
+        "state": _kernel(32, 8, 3),
+        "output": _kernel(64, 4, 2),
         "row": _kernel(32, 8, 2),
-        "query_backward": _kernel(64, 8, 2),
-        "key_backward": _kernel(64, 8, 2),
+        "query_backward": _kernel(32, 8, 2),
+        "key_backward": _kernel(32, 4, 2),
         "row_backward": _kernel(32, 8, 2),
     },
     256: _same(32, 8, 1),
