@@ -42,6 +42,11 @@ FRONTEND_VERSION = _frontend_version()
 
 def has_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """True if ``cudnn_attention`` exists for such heads: a rule of versions, device, dtype and width, never a trial."""
+    return has_dense_cudnn_kernel(device, dtype, head_dim) and FRONTEND_VERSION >= MIN_FRONTEND
+
+
+def has_dense_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """True if cuDNN's fused kernel exists for such heads in dense batches, where torch calls it by itself."""
     return dtype in DTYPES and head_dim % ALIGNMENT == 0 and head_dim <= MAX_HEAD_DIM and _has_cudnn(device)
 
 
@@ -49,7 +54,6 @@ def has_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) ->
 def _has_cudnn(device: torch.device) -> bool:
     return (
         device.type == "cuda"
-        and FRONTEND_VERSION >= MIN_FRONTEND
         and (torch.backends.cudnn.version() or 0) >= MIN_BACKEND
         and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
     )
@@ -59,7 +63,8 @@ def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, 
     """Each token attends to all tokens of its row.
 
     Args:
-        query: ``(L, H, K)``, bf16 or fp16 on a device for which ``has_cudnn_kernel``; a view of a projection is read in place.
+        query: ``(L, H, K)``, bf16 or fp16 on a device for which ``has_cudnn_kernel``; a view of a projection is copied, since
+            cuDNN 9.19 gives wrong gradients, or faults, on ragged rows that are not dense.
         key: the same.
         value: the same.
         offsets: ``(B + 1,)`` int64 on the device.
@@ -78,7 +83,7 @@ def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, 
 def _run_forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor, direction: Pass) -> tuple[Tensor, Tensor]:
     """Output ``(L, H, K)`` and, for "forward", the logarithms of the softmax sums ``(L, H)`` fp32."""
     num_tokens, num_heads, _ = query.shape
-    tensors = {"query": _aligned(query), "key": _aligned(key), "value": _aligned(value)}
+    tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous()}
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     stats = torch.empty((num_tokens, num_heads), dtype=torch.float32, device=query.device)
     for rows in class_rows(offsets, offsets_cpu):
@@ -89,18 +94,14 @@ def _run_forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, off
 def _run_backward(
     d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, offsets: Tensor, offsets_cpu: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = {"query": _aligned(query), "key": _aligned(key), "value": _aligned(value), "out": out, "d_out": _aligned(d_out)}
+    tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous(), "out": out}
+    tensors["d_out"] = d_out.contiguous()
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
     tensors |= dict(zip(("d_query", "d_key", "d_value"), gradients, strict=True))
     for rows in class_rows(offsets, offsets_cpu):
         # bounds the workspace: without it, fp32 gradients of the queries for all n x longest tokens
         _execute("backward", rows, tensors, stats, total_tokens=bucket(query.shape[0], steps=4))
     return gradients[0], gradients[1], gradients[2]
-
-
-def _aligned(x: Tensor) -> Tensor:
-    is_aligned = x.stride(2) == 1 and all(stride % ALIGNMENT == 0 for stride in x.stride()[:2]) and x.data_ptr() % 16 == 0
-    return x if is_aligned else x.contiguous()
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------------------------

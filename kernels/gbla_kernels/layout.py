@@ -24,6 +24,7 @@ class JaggedLayout:
         row_splits: the work of linear attention: short rows whole, longer ones cut into splits.
         all_splits: the same with every row cut into splits, for kernels without a path of their own for short rows.
         max_length: tokens of the longest row (0 when there is none).
+        uniform_length: tokens of every row if all have as many, else 0.
     """
 
     offsets: Tensor
@@ -34,6 +35,7 @@ class JaggedLayout:
     row_splits: RowSplits
     all_splits: RowSplits
     max_length: int
+    uniform_length: int
     row_lengths: list[int] = field(repr=False)
 
     @classmethod
@@ -64,6 +66,7 @@ class JaggedLayout:
             row_splits=RowSplits.from_lengths(lengths),
             all_splits=RowSplits.from_lengths(lengths, short_limit=0),
             max_length=int(lengths.max()) if lengths.numel() else 0,
+            uniform_length=int(lengths[0]) if lengths.numel() and bool((lengths == lengths[0]).all()) else 0,
             row_lengths=lengths.tolist(),
         )
 
