@@ -79,17 +79,17 @@ class RowSplits:
         max_splits = num_tokens // SPLIT + max_slots
         lengths = offsets.diff()
         is_long = lengths > short_limit
-        ends = torch.where(is_long, offsets[:-1], offsets[1:])
-        short_rows = torch.stack((offsets[:-1], ends), dim=1)
+        short_rows = torch.stack((offsets[:-1], torch.where(is_long, offsets[:-1], offsets[1:])), dim=1)
         # long rows first, in order: their slots
         order = torch.argsort(is_long.logical_not().to(torch.uint8), stable=True)[:max_slots]
         starts, stops = offsets[:-1][order], offsets[1:][order]
         sizes = split_lengths(stops - starts)
         counts = torch.where(is_long[order], (stops - starts + sizes - 1) // sizes, 0)
+        ends = counts.cumsum(0)
         slot_offsets = torch.zeros(max(max_slots, 1) + 1, dtype=torch.int64, device=offsets.device)
-        slot_offsets[1 : max_slots + 1] = counts.cumsum(0)
+        slot_offsets[1 : max_slots + 1] = ends
         index = torch.arange(max_splits, device=offsets.device)
-        slots = torch.searchsorted(slot_offsets[1 : max_slots + 1], index, right=True).clamp(max=max(max_slots - 1, 0))
+        slots = torch.searchsorted(ends, index, right=True).clamp(max=max(max_slots - 1, 0))
         is_used = index < slot_offsets[-1]
         if max_slots:
             first = starts[slots] + (index - slot_offsets[slots]) * sizes[slots]

@@ -67,7 +67,10 @@ def _options(x: Inputs, kernel: KernelConfig, config: LaunchConfig, *, slices: b
     return options | {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
 
 
-def _dot_type(dtype: torch.dtype) -> Any:
+def _dot_type(dtype: torch.dtype, config: LaunchConfig) -> Any:
+    # sliced states: speed is not their aim, and in bf16 their products were seen to give NaN on Hopper (Triton 3.6)
+    if config.num_key_blocks > 1:
+        return tl.float32
     # fp16 gradients leave its range: its dots run in tf32x3; the interpreter's bf16 arithmetic is wrong
     return tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRETED else tl.float32
 
@@ -82,7 +85,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
     # int: a compiled kernel is made for these widths, whatever else is dynamic
     key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
     config = launch_config(key_dim, value_dim, x.query.dtype)
-    dot = _dot_type(x.query.dtype)
+    dot = _dot_type(x.query.dtype, config)
     out = x.value.new_empty(num_tokens, num_heads, value_dim)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
     states = _new_states(x, num_slots)
@@ -144,7 +147,7 @@ def run_backward(
     num_heads = x.query.shape[1]
     key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
     config = launch_config(key_dim, value_dim, x.query.dtype)
-    dot = _dot_type(x.query.dtype)
+    dot = _dot_type(x.query.dtype, config)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
     num_short = work.short_rows.shape[0]
     has_short = work.has_short and config.num_key_blocks == 1
@@ -155,6 +158,7 @@ def run_backward(
         "NORMALIZE": work.normalize,
         "RELU": work.use_relu,
         "DOT": dot,
+        "IS_TRACED": run is traced_launch,
     }
     key_gate = x.key if x.key_gate is None else x.key_gate
     d_key_gate = gradients.key if gradients.key_gate is None else gradients.key_gate
@@ -185,7 +189,8 @@ def run_backward(
         run(query_backward_kernel, (num_splits * num_heads * config.num_key_blocks,))(
             *(x.query, output_gate, weight, d_out, gradients.query, d_output_gate, work.splits),
             *(states.state, states.normalizer, states.stats, partial.state, partial.normalizer, partial_brackets),
-            d_weights[num_short if has_short else 0 :],
+            d_weights,
+            num_short if has_short else 0,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
             *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, work.eps),
             **query_flags,
@@ -320,6 +325,13 @@ def _packed_backward(
     work: Work,
     widths: PackedWidths,
 ) -> tuple[Tensor, Tensor | None]:
+    if run is traced_launch:
+        # a compiler does not take kernels that write into views of one tensor
+        gradients = _new_gradients(widths.unpack(projection))
+        d_weight = run_backward(run, d_out, widths.unpack(projection), norm_weight, states, work, gradients)
+        padding = projection.new_zeros(projection.shape[0], projection.shape[1] - widths.num_columns)
+        parts = (gradients.query, gradients.key, gradients.value, gradients.output_gate, gradients.key_gate)
+        return torch.cat([*(part.flatten(1) for part in parts if part is not None), padding], dim=1), d_weight
     d_projection = torch.empty(projection.shape, dtype=projection.dtype, device=projection.device)
     if projection.shape[1] > widths.num_columns:
         d_projection[:, widths.num_columns :].zero_()

@@ -35,12 +35,12 @@ def centred_state(state, normalizer, centre, DOT: tl.constexpr):
 
 
 @triton.jit
-def state_centre(state, normalizer, NORMALIZE: tl.constexpr):
-    """``(BV,)``: a weighted mean of the row's values; zero without division."""
+def state_centre(state, normalizer, HAS_NORM: tl.constexpr, NORMALIZE: tl.constexpr):
+    """``(BV,)``: a weighted mean of the row's values; zero where the output keeps the state's scale."""
     total = tl.sum(normalizer)
-    if NORMALIZE:
-        return tl.where(total > 0, tl.sum(state, axis=0) / tl.where(total > 0, total, 1.0), 0.0)
-    return tl.sum(state, axis=0) * 0.0
+    if not HAS_NORM and not NORMALIZE:
+        total = 0.0
+    return tl.where(total > 0, tl.sum(state, axis=0) / tl.where(total > 0, total, 1.0), 0.0)
 
 
 @triton.jit
@@ -101,6 +101,7 @@ def query_backward(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    IS_TRACED: tl.constexpr,
 ):
     """Writes dq (of key slice ``i_slice``) and dz of some tokens of one head.
 
@@ -142,11 +143,11 @@ def query_backward(
             phi = feature_map(query.to(tl.float32), RELU)
             if K != BK * NK:
                 phi = tl.where(m_k[None, :], phi, 0.0)
-            phi = round_once(phi, DOT)
+            phi = round_once(phi, DOT, IS_TRACED)
             u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
-            if NORMALIZE:
+            if HAS_NORM or NORMALIZE:
                 c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
-        if NORMALIZE:
+        if HAS_NORM or NORMALIZE:
             u += c[:, None] * centre[None, :]
         if NK == 1:
             own_state, own_normalizer = row_state, row_normalizer
@@ -155,7 +156,7 @@ def query_backward(
                 state, normalizer, stats, i_slot, i_head, H, i_slice * BK, centre, K, V, BK, BV, DOT
             )
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
-            phi = round_once(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), DOT)
+            phi = round_once(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), DOT, IS_TRACED)
         factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
         d_normed = d_y.to(tl.float32)
         normed = u * factor[:, None]
@@ -194,9 +195,10 @@ def query_backward(
             rest = remainder(d_u, rounded, DOT)
             d_state = tl.dot(tl.trans(phi), rest, acc=d_state)
             d_phi = tl.dot(rest, tl.trans(own_state), acc=d_phi)
+        if HAS_NORM or NORMALIZE:
+            d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
         if NORMALIZE:
             d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
-            d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
         d_query = d_phi * feature_map_slope(query.to(tl.float32), RELU)
         p_dq = p_d_query + o_t[:, None] * stride_dqt + o_own[None, :]
         tl.store(p_dq, d_query.to(p_d_query.dtype.element_ty), mask=m_tk)
@@ -349,7 +351,7 @@ def store_state_gradient(
         tl.store(brackets + i_partial, bracket)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_share"])
 def query_backward_kernel(
     query,
     output_gate,
@@ -365,6 +367,7 @@ def query_backward_kernel(
     d_normalizer,
     brackets,
     d_norm_weight,
+    first_share,
     stride_qt,
     stride_qh,
     stride_zt,
@@ -388,6 +391,7 @@ def query_backward_kernel(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    IS_TRACED: tl.constexpr,
 ):
     """Query side of one split, head and key slice; grid ``(Z * H * NK,)``; shares of dS, dn and d norm_weight per split."""
     i_program = tl.program_id(0)
@@ -403,12 +407,12 @@ def query_backward_kernel(
         values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
         values = values * inverse(weight_sum)
         row_normalizer = normalizer_values * inverse(weight_sum)
-        centre = state_centre(values, row_normalizer, NORMALIZE)
+        centre = state_centre(values, row_normalizer, HAS_NORM, NORMALIZE)
         row_state = centred_state(values, row_normalizer, centre, DOT)
     else:
         # any centre is right: that of the first slice
         values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
-        centre = state_centre(values, normalizer_values, NORMALIZE)
+        centre = state_centre(values, normalizer_values, HAS_NORM, NORMALIZE)
         row_state, row_normalizer = 0.0, 0.0
     values, normalizer_values, weight_values, bracket = query_backward(
         query + start * stride_qt + i_head * stride_qh,
@@ -445,11 +449,13 @@ def query_backward_kernel(
         NORMALIZE,
         RELU,
         DOT,
+        IS_TRACED,
     )
     store_state_gradient(d_state, d_normalizer, brackets, i_partial, i_slice * BK, K, V, values, normalizer_values, bracket, BK, BV)
     if HAS_NORM:
         o_v = tl.arange(0, BV)
-        tl.store(d_norm_weight + i_partial.to(tl.int64) * V + o_v, weight_values, mask=(o_v < V) & (i_slice == 0))
+        i_share = first_share.to(tl.int64) * H + i_partial
+        tl.store(d_norm_weight + i_share * V + o_v, weight_values, mask=(o_v < V) & (i_slice == 0))
 
 
 @triton.jit
@@ -635,6 +641,7 @@ def row_backward_kernel(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    IS_TRACED: tl.constexpr,
 ):
     """All gradients of one short row and head; grid ``(S * H,)``; its share of d norm_weight is written per row."""
     i_program = tl.program_id(0)
@@ -650,7 +657,7 @@ def row_backward_kernel(
     inverse_sum = inverse(weight_sum)
     state = state * inverse_sum
     normalizer = normalizer * inverse_sum
-    centre = state_centre(state, normalizer, NORMALIZE)
+    centre = state_centre(state, normalizer, HAS_NORM, NORMALIZE)
     d_state, d_normalizer, weight_values, bracket = query_backward(
         query + start * stride_qt + i_head * stride_qh,
         output_gate + start * stride_zt + i_head * stride_zh,
@@ -686,6 +693,7 @@ def row_backward_kernel(
         NORMALIZE,
         RELU,
         DOT,
+        IS_TRACED,
     )
     if HAS_NORM:
         o_v = tl.arange(0, BV)

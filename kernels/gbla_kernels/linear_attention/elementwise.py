@@ -57,14 +57,17 @@ def inverse(weight_sum):
 
 
 @triton.jit
-def round_once(x, DOT: tl.constexpr):
+def round_once(x, DOT: tl.constexpr, IS_TRACED: tl.constexpr):
     """``x`` as a dot operand, computed once.
 
-    The compiler computes a pure value again in each layout that a user wants, exponentials included; this one it converts.
+    The compiler computes a pure value again in each layout that a user wants, exponentials included; this one it converts. In a
+    traced graph it stays pure: torch's analysis takes an impure instruction for a write to every input.
     """
-    if IS_INTERPRETED or DOT != tl.bfloat16:
+    if IS_INTERPRETED or IS_TRACED or DOT != tl.bfloat16:
         return x.to(DOT)
-    return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
+    else:
+        # not after an early return: that would be compiled too
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
 
 
 @triton.jit

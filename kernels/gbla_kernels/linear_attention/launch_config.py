@@ -72,9 +72,8 @@ _HALF = {
         "key_backward": _kernel(32, 4, 2),
         "row_backward": _kernel(32, 8, 2),
     },
-    256: _same(32, 8, 1),
 }
-# fp32 and fp16: operands of four bytes
+# operands of four bytes: fp32, fp16, and states too large for one program
 _FULL = {64: _same(32, 4, 2), 128: _same(32, 8, 1), 256: _same(16, 8, 1)}
 
 
@@ -84,9 +83,10 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype) -> LaunchCon
     value_block = max(triton.next_power_of_2(value_dim), 16)
     key_block = max(triton.next_power_of_2(key_dim), 16)
     # a slice of the state is a dot operand in shared memory and an accumulator in registers
-    key_block = min(key_block, 64 if value_block > 128 else 128)
+    is_half = dtype == torch.bfloat16 and value_block <= 128 and key_block <= 128
+    key_block = min(key_block, 128 if is_half or max(key_block, value_block) <= 64 else 64)
     width = max(64, key_block, value_block)
-    kernels = (_HALF if dtype == torch.bfloat16 else _FULL)[width]
+    kernels = (_HALF if is_half else _FULL)[width]
     if INTERPRETED:
         # cost follows the number of blocks
         kernels = _same(64, 4, 1)
