@@ -15,6 +15,7 @@ FeatureMap = Literal["elu1", "relu"]
 SplitKind = Literal["leave_last", "temporal"]
 TieRule = Literal["together", "ordered"]
 EmbeddingSource = Literal["text", "behaviour", "file"]
+Kernels = Literal["reference", "triton"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 PATTERN_LETTERS = "SGW"
 ConfigT = TypeVar("ConfigT")
@@ -229,8 +230,18 @@ class ModelConfig:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    kernels: Kernels = "reference"
+    """``triton``: the fused GPU kernels of linear attention, convolution, rotary embedding and cross-attention, on CUDA only;
+    ``reference``: plain torch, anywhere."""
 
     def __post_init__(self) -> None:
+        _require_choice(self, "kernels", Kernels)
+        _require(
+            self.kernels == "reference" or self.encoder.direction == "bidirectional",
+            "ModelConfig.kernels",
+            "be 'reference' where EncoderConfig.direction is 'causal', which has no Triton kernel",
+            self.kernels,
+        )
         _require(
             self.encoder.model_dim % self.decoder.num_heads == 0,
             "DecoderConfig.num_heads",

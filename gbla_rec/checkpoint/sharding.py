@@ -44,7 +44,6 @@ def sharded_retriever(
     *,
     seed: int,
     device: torch.device,
-    backend: Backend = Backend.REFERENCE,
 ) -> DistributedModelParallel:
     """Build, plan, shard and initialise the retriever on the current process group.
 
@@ -59,13 +58,12 @@ def sharded_retriever(
         widths: codes of each level, ``C`` entries.
         seed: of all weights.
         device: of this rank.
-        backend: of the linear attention and the convolution.
     """
     tables = item_tables(model.embedding, context_sizes, torch.device("meta"))
     apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": optimizer.table_learning_rate, "eps": optimizer.table_eps})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=backend)
+        retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=Backend(model.kernels))
     retriever.history.to(device)
     sharders: list[ModuleSharder[nn.Module]] = [EmbeddingCollectionSharder(use_index_dedup=device.type == "cuda")]  # type: ignore[list-item]
     plan = plan_tables(retriever, model.embedding.sharding, sharders, device)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gbla_kernels import JaggedLayout
+from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.rotary.reference import rotary_tables, rotate
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import EncoderConfig
@@ -70,6 +71,20 @@ def test_every_parameter_gets_a_gradient_even_from_an_empty_batch(variant: str) 
         output, gradients = run(encoder, lengths, torch.zeros(0, 16, dtype=torch.float64))
         assert output.shape == (0, 16)
         assert all(torch.all(gradient == 0) for gradient in gradients)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="test_linear_attention_gpu.py runs the kernels on a GPU")
+@pytest.mark.parametrize("changes", [{"pattern": "SGW"}, {"pattern": "G", "conv": False, "key_gate": False, "output_gate": False}])
+def test_triton_encoder_equals_the_reference(changes: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(BASE, **changes)
+    reference, fused = HybridEncoder(config), HybridEncoder(config, backend=Backend.TRITON)
+    fused.load_state_dict(reference.state_dict())
+    values = torch.randn(sum(LENGTHS), 16)
+    expected, actual = run(reference, LENGTHS, values), run(fused, LENGTHS, values)
+    assert relative_error(actual[0], expected[0]) < 1e-5
+    for (name, _), found, gradient in zip([("values", None), *reference.named_parameters()], actual[1], expected[1], strict=True):
+        assert relative_error(found, gradient) < 1e-4, name
 
 
 @pytest.mark.parametrize(("variant", "sees_future"), [("hybrid", True), ("causal", False), ("windowed", True), ("causal windowed", False)])
