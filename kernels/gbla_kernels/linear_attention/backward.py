@@ -454,7 +454,7 @@ def query_backward_kernel(
     store_state_gradient(d_state, d_normalizer, brackets, i_partial, i_slice * BK, K, V, values, normalizer_values, bracket, BK, BV)
     if HAS_NORM:
         o_v = tl.arange(0, BV)
-        i_share = first_share.to(tl.int64) * H + i_partial
+        i_share = i_partial.to(tl.int64) + first_share * H
         tl.store(d_norm_weight + i_share * V + o_v, weight_values, mask=(o_v < V) & (i_slice == 0))
 
 
