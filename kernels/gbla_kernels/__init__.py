@@ -6,6 +6,7 @@ from gbla_kernels.cross_attention.api import jagged_cross_attention, jagged_cros
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.linear_attention.api import gated_linear_attention, gated_linear_attention_packed
 from gbla_kernels.rms_norm_causal_conv1d.api import rms_norm_causal_conv1d
+from gbla_kernels.rotary.api import rotary_embedding
 
 __all__ = [
     "Backend",
@@ -16,4 +17,5 @@ __all__ = [
     "jagged_cross_attention",
     "jagged_cross_attention_packed",
     "rms_norm_causal_conv1d",
+    "rotary_embedding",
 ]
