@@ -57,6 +57,14 @@ def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: in
             raise ValueError(f"offsets must rise from 0 to the number of tokens {num_tokens}, got {offsets.tolist()[:16]}")
 
 
+def eps_or_default(eps: float | None) -> float:
+    """``eps``, or 1e-6 for None.
+
+    Not a default argument: ``torch.compile(dynamic=True)`` takes that for an input, and analyses the call a second time without it.
+    """
+    return 1e-6 if eps is None else eps
+
+
 def row_lengths(offsets: Tensor, layout: JaggedLayout | None) -> list[int]:
     """Row lengths on the host, ``(B,)``; without a layout, offsets on a GPU are read, which synchronises."""
     if layout is not None:

@@ -38,6 +38,12 @@ class JaggedLayout:
     uniform_length: int
     row_lengths: list[int] = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if not torch.compiler.is_compiling():
+            # else a compiler takes two sizes for one if they are equal in the first batch
+            for tensor in self._device_tensors():
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
     @classmethod
     def from_lengths(cls, lengths: Tensor | Sequence[int]) -> "JaggedLayout":
         """Build the layout on the CPU from row lengths ``(B,)``; move it with ``to``.
@@ -102,9 +108,12 @@ class JaggedLayout:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of the device tensors until ``stream`` has passed this point."""
-        tensors = (self.offsets, self.offsets_int32, self.positions, self.rows)
-        for tensor in (*tensors, *self.row_splits.tensors(), *self.all_splits.tensors()):
+        for tensor in self._device_tensors():
             tensor.record_stream(stream)
+
+    def _device_tensors(self) -> tuple[Tensor, ...]:
+        tables = (*self.row_splits.tensors(), *self.all_splits.tensors())
+        return (self.offsets, self.offsets_int32, self.positions, self.rows, *tables)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "JaggedLayout":
         return replace(

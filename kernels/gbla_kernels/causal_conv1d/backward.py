@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gbla_kernels.causal_conv1d.forward import UNROLL, Tile, load_channels, load_taps, load_tokens, sigmoid, within_row
+from gbla_kernels.causal_conv1d.forward import UNROLL, Tile, load_channels, load_taps, load_tokens, within_row
 from gbla_kernels.dispatch import Launcher
+from gbla_kernels.elementwise import sigmoid
 
 BACKWARD_ELEMENTS = 512
 """Elements of a tile: half of the forward's, since a thread also holds the taps' gradients and the unfinished ``dx``."""
@@ -124,7 +125,7 @@ def causal_conv1d_backward_kernel(
     channels = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     # int64: a token times a stride passes 2^31
     first = tl.program_id(1).to(tl.int64) * ROWS * strip
-    starts = first + tl.arange(0, ROWS) * strip.to(tl.int64)
+    starts = first + tl.arange(0, ROWS).to(tl.int64) * strip
     taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
     if HAS_NORM:
         b_norm = load_channels(norm_weight, channels, D, ROWS)

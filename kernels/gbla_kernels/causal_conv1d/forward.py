@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gbla_kernels.dispatch import INTERPRETED, Launcher
+from gbla_kernels.dispatch import Launcher
+from gbla_kernels.elementwise import sigmoid
 
 MAX_TAPS = 8
 """More would not fit the registers of the backward."""
@@ -22,8 +23,6 @@ UNROLL = 4
 """Tokens of a strip that are loaded together. Strips are multiples of it."""
 FORWARD_PROGRAMS = 512
 """Programs of four warps that an H100 or H200 holds at once, from the registers of the kernel; strips grow with ``L`` to stay below."""
-
-IS_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @dataclass(frozen=True)
@@ -100,17 +99,6 @@ def within_row(value, position, distance: tl.constexpr, IS_INSIDE: tl.constexpr)
 
 
 @triton.jit
-def sigmoid(x):
-    """``1 / (1 + exp(-x))`` without overflow: exp gives inf, and its inverse 0."""
-    # exp2 and the bare reciprocal: exp and / scale denormals, at twice the instructions
-    denominator = 1 + tl.exp2(x * -1.4426950408889634)
-    if IS_INTERPRETED:
-        return 1 / denominator
-    else:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [denominator], dtype=tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
 def reciprocal_rms(x, eps, D: tl.constexpr):
     """``1 / sqrt(mean(x^2) + eps)`` over the channels of each row of the tile."""
     # a compiled graph passes Python floats as fp64
@@ -172,7 +160,7 @@ def causal_conv1d_forward_kernel(
     channels = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     # int64: a token times a stride passes 2^31
     first = tl.program_id(1).to(tl.int64) * ROWS * strip
-    starts = first + tl.arange(0, ROWS) * strip.to(tl.int64)
+    starts = first + tl.arange(0, ROWS).to(tl.int64) * strip
     taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
     if HAS_NORM:
         b_norm = load_channels(norm_weight, channels, D, ROWS)

@@ -11,17 +11,16 @@ from torch import Tensor
 from gbla_kernels.cross_attention.forward import (
     _SIZES,
     COMBINED_TILE,
-    LOG2_E,
     block_widths,
-    dot_type,
     first_partial,
-    load_row,
     new_output,
+    row_products,
     splits_per_part,
 )
 from gbla_kernels.cross_attention.launch_config import launch_config
 from gbla_kernels.cross_attention.row_pairs import BACKWARD_KEYS_PER_QUERY, RowPairs
 from gbla_kernels.dispatch import Launcher
+from gbla_kernels.elementwise import LOG2E, dot_type
 
 
 @triton.jit
@@ -61,11 +60,11 @@ def load_queries(
 @triton.jit
 def key_gradients(query, d_out, lse, delta, key, value, m_n, d_key, d_value, scale_log2, DOT: tl.constexpr):
     """Adds a tile's share to dk ``(BN, BK)`` and dv ``(BN, BV)``; also returns ``ds (BM, BN)``. Unscaled."""
-    score = tl.dot(query, tl.trans(key), input_precision="tf32x3") * tl.cast(scale_log2, tl.float32)
+    score = row_products(query, key, DOT) * tl.cast(scale_log2, tl.float32)
     # keys past the end have score 0, which a very negative lse would turn into inf
     weight = tl.where(m_n[None, :], tl.exp2(score - lse[:, None]), 0.0)
     d_value = tl.dot(tl.trans(weight.to(DOT)), d_out, acc=d_value, input_precision="tf32x3")
-    d_weight = tl.dot(d_out, tl.trans(value), input_precision="tf32x3")
+    d_weight = row_products(d_out, value, DOT)
     d_score = (weight * (d_weight - delta[:, None])).to(DOT)
     d_key = tl.dot(tl.trans(d_score), query, acc=d_key, input_precision="tf32x3")
     return d_key, d_value, d_score
@@ -125,12 +124,20 @@ def gradient_kernel(
     i_program = tl.program_id(0)
     i_head = i_program % H
     i_split = (i_program // H).to(tl.int64)
-    first_split, num_splits, key_start, row_keys, split_keys, query_start, num_queries = load_row(
-        splits, slot_offsets, key_rows, query_offsets, tl.load(splits + 3 * i_split)
-    )
-    # more splits than the row has: an unused entry of the table
+    i_slot = tl.load(splits + 3 * i_split)
+    first_split = tl.load(slot_offsets + i_slot)
+    num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)
     i_split = (i_split - first_split).to(tl.int32)
-    if (num_queries < min_queries) | (num_queries > max_queries) | (i_split >= num_splits):
+    if i_split >= num_splits:
+        # more splits than the row has: an unused entry of the table
+        return
+    key_start = tl.load(splits + 3 * first_split + 1)
+    split_keys = (tl.load(splits + 3 * first_split + 2) - key_start).to(tl.int32)
+    row_keys = (tl.load(splits + 3 * (first_split + num_splits) - 1) - key_start).to(tl.int32)
+    i_row = tl.load(key_rows + key_start)
+    query_start = tl.load(query_offsets + i_row)
+    num_queries = (tl.load(query_offsets + i_row + 1) - query_start).to(tl.int32)
+    if (num_queries < min_queries) | (num_queries > max_queries):
         return
     part_splits = splits_per_part(split_keys, num_queries, KEYS_PER_QUERY)
     if i_split % part_splits != 0:
@@ -236,9 +243,16 @@ def combine_gradients_kernel(
     i_program = tl.program_id(0)
     first_query = i_program % num_tiles * BT
     i_head = i_program // num_tiles % H
-    first_split, num_splits, _, _, split_keys, query_start, num_queries = load_row(
-        splits, slot_offsets, key_rows, query_offsets, i_program // num_tiles // H
-    )
+    i_slot = i_program // num_tiles // H
+    first_split = tl.load(slot_offsets + i_slot)
+    num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)
+    if num_splits == 0:
+        return
+    key_start = tl.load(splits + 3 * first_split + 1)
+    split_keys = (tl.load(splits + 3 * first_split + 2) - key_start).to(tl.int32)
+    i_row = tl.load(key_rows + key_start)
+    query_start = tl.load(query_offsets + i_row)
+    num_queries = (tl.load(query_offsets + i_row + 1) - query_start).to(tl.int32)
     if first_query >= num_queries:
         return
     part_splits = splits_per_part(split_keys, num_queries, KEYS_PER_QUERY)
@@ -291,7 +305,7 @@ def run_backward(
         run(gradient_kernel, (rows.splits.shape[0] * num_heads,))(
             *(query, key, value, out, d_out, lse, d_query, d_key, d_value, partial),
             *(rows.query_offsets, rows.key_rows, rows.splits, rows.slot_offsets),
-            *(min_queries, max_queries, *strides, scale, scale * LOG2_E),
+            *(min_queries, max_queries, *strides, scale, scale * LOG2E.value),
             *(query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
             *(d_out.stride(0), d_out.stride(1), d_key.stride(0), d_key.stride(1), d_value.stride(0), d_value.stride(1), num_heads),
             K=key_dim,

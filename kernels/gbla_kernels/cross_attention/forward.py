@@ -1,4 +1,8 @@
-"""The forward kernels: attention of a tile of queries over a part of its row's keys, and the sum over parts."""
+"""The forward kernels: attention of a tile of queries over a part of its row's keys, and the sum over parts.
+
+Each kernel reads the tables of its row itself: torch takes tensors that a device function reads to be written where the kernel
+stores at a place that the function returned.
+"""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 # L tokens, H heads, K key width, V value width, Z splits, G rows that have keys (docs/shapes.md)
@@ -12,37 +16,21 @@ from torch import Tensor
 
 from gbla_kernels.cross_attention.launch_config import launch_config
 from gbla_kernels.cross_attention.row_pairs import KEYS_PER_QUERY, MIN_PART, RowPairs
-from gbla_kernels.dispatch import INTERPRETED, Launcher
+from gbla_kernels.dispatch import Launcher
+from gbla_kernels.elementwise import LOG2E, dot_type
 from gbla_kernels.row_splits import MAX_SPLITS
 
-LOG2_E = 1.4426950408889634
-"""Exponentials are taken in base 2."""
 COMBINED_TILE = 16
 """Queries of a program that adds up parts."""
+SUMMED_COLUMNS = 64
+"""Columns of fp32 whose products a tensor core may add up: it cuts off the sum after every eighth, 1e-6 of it after 256."""
 
+_SUMMED_COLUMNS = tl.constexpr(SUMMED_COLUMNS)
 _MAX_SPLITS = tl.constexpr(triton.next_power_of_2(MAX_SPLITS))
 _MIN_PART = tl.constexpr(MIN_PART)
 
 _SIZES = ["max_queries", "num_tiles", "split_stride", "part_stride", "token_stride"]
 """Arguments that change from batch to batch: no kernel is compiled for a value of them."""
-
-
-@triton.jit
-def load_row(splits, slot_offsets, key_rows, query_offsets, i_slot):
-    """First split of a row and their number, its first key and number of keys, keys per split, first query and number of queries.
-
-    A slot without splits has neither keys nor queries.
-    """
-    first_split = tl.load(slot_offsets + i_slot)
-    num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)
-    is_row = num_splits > 0
-    key_start = tl.load(splits + 3 * first_split + 1, mask=is_row, other=0)
-    split_keys = (tl.load(splits + 3 * first_split + 2, mask=is_row, other=0) - key_start).to(tl.int32)
-    num_keys = (tl.load(splits + 3 * (first_split + num_splits) - 1, mask=is_row, other=0) - key_start).to(tl.int32)
-    i_row = tl.load(key_rows + key_start, mask=is_row, other=0)
-    query_start = tl.load(query_offsets + i_row, mask=is_row, other=0)
-    num_queries = (tl.load(query_offsets + i_row + 1, mask=is_row, other=0) - query_start).to(tl.int32)
-    return first_split, num_splits, key_start, num_keys, split_keys, query_start, num_queries
 
 
 @triton.jit
@@ -55,6 +43,18 @@ def splits_per_part(split_keys, num_queries, KEYS_PER_QUERY: tl.constexpr):
 def first_partial(first_split, i_part, query_start, split_stride, part_stride, token_stride):
     """Where the partial results of a part begin, one row for each query; int64."""
     return (first_split + i_part) * split_stride + i_part * part_stride + query_start * token_stride
+
+
+@triton.jit
+def row_products(a, b, DOT: tl.constexpr):
+    """``a b^T`` for ``a (M, K)`` and ``b (N, K)``; sums over many fp32 columns are made of shorter ones, whose sum is rounded."""
+    if DOT == tl.float32 and a.shape[1] > _SUMMED_COLUMNS:
+        # even and odd columns: neighbours lie in one thread
+        even_a, odd_a = tl.split(tl.reshape(a, [a.shape[0], a.shape[1] // 2, 2]))
+        even_b, odd_b = tl.split(tl.reshape(b, [b.shape[0], b.shape[1] // 2, 2]))
+        return row_products(even_a, even_b, DOT) + row_products(odd_a, odd_b, DOT)
+    else:
+        return tl.dot(a, tl.trans(b), input_precision="tf32x3")
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -99,12 +99,20 @@ def attention_kernel(
     first_query = i_program % num_tiles * BM
     i_head = i_program // num_tiles % H
     i_split = (i_program // num_tiles // H).to(tl.int64)
-    first_split, num_splits, key_start, row_keys, split_keys, query_start, num_queries = load_row(
-        splits, slot_offsets, key_rows, query_offsets, tl.load(splits + 3 * i_split)
-    )
-    # more splits than the row has: an unused entry of the table
+    i_slot = tl.load(splits + 3 * i_split)
+    first_split = tl.load(slot_offsets + i_slot)
+    num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)
     i_split = (i_split - first_split).to(tl.int32)
-    if (first_query >= num_queries) | (i_split >= num_splits):
+    if i_split >= num_splits:
+        # more splits than the row has: an unused entry of the table
+        return
+    key_start = tl.load(splits + 3 * first_split + 1)
+    split_keys = (tl.load(splits + 3 * first_split + 2) - key_start).to(tl.int32)
+    row_keys = (tl.load(splits + 3 * (first_split + num_splits) - 1) - key_start).to(tl.int32)
+    i_row = tl.load(key_rows + key_start)
+    query_start = tl.load(query_offsets + i_row)
+    num_queries = (tl.load(query_offsets + i_row + 1) - query_start).to(tl.int32)
+    if first_query >= num_queries:
         return
     part_splits = splits_per_part(split_keys, num_queries, KEYS_PER_QUERY)
     if i_split % part_splits != 0:
@@ -130,7 +138,7 @@ def attention_kernel(
         m_n = first + o_n < num_keys
         b_key = tl.load(p_key, mask=m_n[:, None] & m_k[None, :], other=0.0).to(DOT)
         b_value = tl.load(p_value, mask=m_n[:, None] & m_v[None, :], other=0.0).to(DOT)
-        score = tl.dot(b_query, tl.trans(b_key), input_precision="tf32x3") * tl.cast(scale_log2, tl.float32)
+        score = row_products(b_query, b_key, DOT) * tl.cast(scale_log2, tl.float32)
         score = tl.where(m_n[None, :], score, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(score, axis=1))
         weight = tl.exp2(score - new_largest[:, None])
@@ -178,9 +186,16 @@ def combine_outputs_kernel(
     i_program = tl.program_id(0)
     first_query = i_program % num_tiles * BT
     i_head = i_program // num_tiles % H
-    first_split, num_splits, _, _, split_keys, query_start, num_queries = load_row(
-        splits, slot_offsets, key_rows, query_offsets, i_program // num_tiles // H
-    )
+    i_slot = i_program // num_tiles // H
+    first_split = tl.load(slot_offsets + i_slot)
+    num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)
+    if num_splits == 0:
+        return
+    key_start = tl.load(splits + 3 * first_split + 1)
+    split_keys = (tl.load(splits + 3 * first_split + 2) - key_start).to(tl.int32)
+    i_row = tl.load(key_rows + key_start)
+    query_start = tl.load(query_offsets + i_row)
+    num_queries = (tl.load(query_offsets + i_row + 1) - query_start).to(tl.int32)
     if first_query >= num_queries:
         return
     part_splits = splits_per_part(split_keys, num_queries, KEYS_PER_QUERY)
@@ -213,11 +228,6 @@ def combine_outputs_kernel(
     tl.store(lse + o_token, largest + tl.log2(total), mask=m_t)
 
 
-def dot_type(dtype: torch.dtype) -> Any:
-    """Operands of dots: bf16 stays; the gradients of fp16 leave its range, and the interpreter's bf16 arithmetic is wrong."""
-    return tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRETED else tl.float32
-
-
 def block_widths(key_dim: int, value_dim: int) -> dict[str, int]:
     """``K`` and ``V`` rounded up to what a dot takes."""
     return {"BK": max(triton.next_power_of_2(key_dim), 16), "BV": max(triton.next_power_of_2(value_dim), 16)}
@@ -246,7 +256,7 @@ def run_forward(run: Launcher, query: Tensor, key: Tensor, value: Tensor, rows: 
     run(attention_kernel, (rows.splits.shape[0] * num_heads * num_tiles,))(
         *(query, key, value, out, lse, partial_out, partial_stats),
         *(rows.query_offsets, rows.key_rows, rows.splits, rows.slot_offsets),
-        *(num_tiles, *strides, scale * LOG2_E),
+        *(num_tiles, *strides, scale * LOG2E.value),
         *(query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1), num_heads),
         K=key_dim,
         V=value_dim,

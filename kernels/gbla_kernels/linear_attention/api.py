@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from gbla_kernels.backend import Backend
-from gbla_kernels.checks import require_choice, require_dim, require_float, require_offsets, require_same_device, require_shape
+from gbla_kernels.checks import (
+    eps_or_default,
+    require_choice,
+    require_dim,
+    require_float,
+    require_offsets,
+    require_same_device,
+    require_shape,
+)
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.linear_attention.autograd import PackedWidths, attend, attend_packed
@@ -33,7 +41,7 @@ def gated_linear_attention(
     layout: JaggedLayout | None = None,
     feature_map: FeatureMap = "elu1",
     normalize: bool = True,
-    eps: float = 1e-6,
+    eps: float | None = None,
     direction: Direction = "bidirectional",
     backend: Backend,
 ) -> Tensor:
@@ -58,7 +66,7 @@ def gated_linear_attention(
             makes its tables on the device, for the most rows and splits that L tokens can have.
         feature_map: ``elu1`` is ``x + 1`` above 0 and ``exp(x)`` below; ``relu``.
         normalize: divide by ``phi(q_t) . n``; a zero denominator gives 0 and zero gradients.
-        eps: added to the mean square in RMSNorm.
+        eps: added to the mean square in RMSNorm; None is 1e-6.
         direction: ``causal`` lets token t see tokens <= t of its row; needs ``normalize=True``.
         backend: ``REFERENCE`` runs anywhere; ``TRITON`` needs CUDA and bidirectional attention, and never falls back.
 
@@ -93,6 +101,7 @@ def gated_linear_attention(
     require_same_device(query=query, key=key, value=value, offsets=offsets)
     require_same_device(query=query, key_gate=key_gate, output_gate=output_gate, norm_weight=norm_weight)
     require_offsets(offsets, layout, num_tokens)
+    eps = eps_or_default(eps)
     if backend is Backend.TRITON:
         _require_triton("gated_linear_attention", query, key_dim, value_dim, direction)
         splits = _row_splits(offsets, layout, num_tokens, key_dim, value_dim, query.dtype)
@@ -115,7 +124,7 @@ def gated_linear_attention_packed(
     layout: JaggedLayout | None = None,
     feature_map: FeatureMap = "elu1",
     normalize: bool = True,
-    eps: float = 1e-6,
+    eps: float | None = None,
     direction: Direction = "bidirectional",
     backend: Backend,
 ) -> Tensor:
@@ -134,7 +143,7 @@ def gated_linear_attention_packed(
         layout: the same rows with lengths on the host.
         feature_map: ``elu1`` or ``relu``.
         normalize: divide by ``phi(q_t) . n``.
-        eps: added to the mean square in RMSNorm.
+        eps: added to the mean square in RMSNorm; None is 1e-6.
         direction: ``bidirectional`` or ``causal``.
         backend: ``REFERENCE`` or ``TRITON``.
 
@@ -169,7 +178,7 @@ def gated_linear_attention_packed(
     require_offsets(offsets, layout, projection.shape[0])
     _require_triton("gated_linear_attention_packed", projection, key_dim, value_dim, direction)
     splits = _row_splits(offsets, layout, projection.shape[0], key_dim, value_dim, projection.dtype)
-    return attend_packed(projection, norm_weight, splits, widths, feature_map, normalize, eps)
+    return attend_packed(projection, norm_weight, splits, widths, feature_map, normalize, eps_or_default(eps))
 
 
 def _require_triton(op: str, tensor: Tensor, key_dim: int, value_dim: int, direction: str) -> None:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gbla_kernels.dispatch import INTERPRETED, Launcher, is_traced, launch, operator, traced_launch
+from gbla_kernels.elementwise import dot_type
 from gbla_kernels.linear_attention.backward import (
     combine_gradients_kernel,
     key_backward_kernel,
@@ -22,11 +23,20 @@ from gbla_kernels.row_splits import RowSplits
 
 FOLD_LIMIT = 8
 """With at most so many splits in the batch, each reader adds them up itself: re-reading them costs less than a launch."""
+WANTED_PROGRAMS = 24 if INTERPRETED else 264
+"""Two for each multiprocessor of an H100: with fewer splits, splits are cut into pieces. The interpreter runs them one by one."""
+MAX_PIECES = 8
+"""Of a split: a piece is at least one block of tokens of a long split."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """Which rows, and the switches of the op that kernels are specialised on."""
+    """Which rows, how their work is shared out, and the switches of the op that kernels are specialised on.
+
+    Attributes:
+        fold: whether every reader of a row's state adds up the partial states itself.
+        pieces: programs per split where tokens do not depend on each other.
+    """
 
     short_rows: Tensor
     splits: Tensor
@@ -34,6 +44,7 @@ class Work:
     has_short: bool
     has_splits: bool
     fold: bool
+    pieces: int
     use_relu: bool
     normalize: bool
     eps: float
@@ -69,10 +80,7 @@ def _options(x: Inputs, kernel: KernelConfig, config: LaunchConfig, *, slices: b
 
 def _dot_type(dtype: torch.dtype, config: LaunchConfig) -> Any:
     # sliced states: speed is not their aim, and in bf16 their products were seen to give NaN on Hopper (Triton 3.6)
-    if config.num_key_blocks > 1:
-        return tl.float32
-    # fp16 gradients leave its range: its dots run in tf32x3; the interpreter's bf16 arithmetic is wrong
-    return tl.bfloat16 if dtype == torch.bfloat16 and not INTERPRETED else tl.float32
+    return tl.float32 if config.num_key_blocks > 1 else dot_type(dtype)
 
 
 def _strides(x: Tensor | None) -> tuple[int, int]:
@@ -130,9 +138,10 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
                 BV=config.value_block,
                 num_warps=2,
             )
-        run(output_kernel, (num_splits * num_heads,))(
+        run(output_kernel, (num_splits * num_heads * work.pieces,))(
             *(x.query, output_gate, weight, out, work.splits, work.slot_offsets),
             *(partial.state, partial.normalizer, partial.stats, states.state, states.normalizer, states.stats, fold),
+            work.pieces,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, work.eps),
             **output_flags,
             **_options(x, config.output, config),
@@ -208,10 +217,10 @@ def run_backward(
                 BV=config.value_block,
                 num_warps=2,
             )
-        run(key_backward_kernel, (num_splits * num_heads,))(
+        run(key_backward_kernel, (num_splits * num_heads * work.pieces,))(
             *(x.key, x.value, key_gate, gradients.key, gradients.value, d_key_gate, work.splits, work.slot_offsets),
             *(states.stats, partial.state, partial.normalizer, partial_brackets),
-            *(d_states.state, d_states.normalizer, brackets, fold),
+            *(d_states.state, d_states.normalizer, brackets, fold, work.pieces),
             *(*key_strides, *d_key_strides, num_heads),
             **key_flags,
             **_options(x, config.key_backward, config),
@@ -367,7 +376,7 @@ def attend(
     if is_traced(query):
         tensors = (query, key, value, key_gate, output_gate, norm_weight)
         return gated_linear_attention_op(*tensors, *splits.tensors(), use_relu, normalize, eps)[0]  # type: ignore[no-any-return]
-    work = _eager_work(splits, use_relu, normalize, eps)
+    work = _eager_work(splits, query.shape[1], use_relu, normalize, eps)
     return _Attend.apply(query, key, value, key_gate, output_gate, norm_weight, work)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -388,21 +397,23 @@ def attend_packed(
         sizes = (widths.num_heads, widths.key_dim, widths.value_dim, widths.has_key_gate, widths.has_output_gate)
         outputs = gated_linear_attention_packed_op(projection, norm_weight, *splits.tensors(), *sizes, use_relu, normalize, eps)
         return outputs[0]  # type: ignore[no-any-return]
-    return _AttendPacked.apply(projection, norm_weight, _eager_work(splits, use_relu, normalize, eps), widths)  # type: ignore[no-any-return, no-untyped-call]
+    work = _eager_work(splits, widths.num_heads, use_relu, normalize, eps)
+    return _AttendPacked.apply(projection, norm_weight, work, widths)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _eager_work(splits: RowSplits, use_relu: bool, normalize: bool, eps: float) -> Work:
-    fold = splits.splits.shape[0] <= FOLD_LIMIT
-    return Work(*splits.tensors(), splits.has_short, splits.has_splits, fold, use_relu, normalize, eps)
+def _eager_work(splits: RowSplits, num_heads: int, use_relu: bool, normalize: bool, eps: float) -> Work:
+    num_splits = splits.splits.shape[0]
+    pieces = min(max(WANTED_PROGRAMS // (num_splits * num_heads), 1), MAX_PIECES)
+    return Work(*splits.tensors(), splits.has_short, splits.has_splits, num_splits <= FOLD_LIMIT, pieces, use_relu, normalize, eps)
 
 
 def _traced_work(short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float) -> Work:
-    # no branch on a size that may be symbolic: every kernel is launched, none folded
-    return Work(short_rows, splits, slot_offsets, True, True, False, use_relu, normalize, eps)
+    # no branch on a size that may be symbolic: every kernel is launched, none folded or cut
+    return Work(short_rows, splits, slot_offsets, True, True, False, 1, use_relu, normalize, eps)
 
 
 # --- registered ops: functional, of tensors and plain values --------------------------------------------------------------------------

@@ -10,16 +10,18 @@ their state again too. The same flags and letters as in ``forward.py``.
 import triton
 import triton.language as tl
 
+from gbla_kernels.elementwise import LOG2E, fast_exp2, sigmoid
 from gbla_kernels.linear_attention.elementwise import (
-    LOG2E,
-    fast_exp2,
+    COMBINE_UNROLL,
+    add_rows,
+    dot_rows,
     feature_map,
     feature_map_slope,
     inverse,
-    one_column,
     remainder,
-    round_once,
-    sigmoid,
+    round_like,
+    round_to,
+    two_columns,
 )
 from gbla_kernels.linear_attention.forward import accumulate_state, load_gate, load_state, normalized
 
@@ -114,9 +116,13 @@ def query_backward(
     o_own = i_slice * BK + tl.arange(0, BK)
     m_own = o_own < K
     d_state = tl.zeros([BK, BV], tl.float32)
-    d_normalizer = tl.zeros([BK], tl.float32)
+    if BT > 16:
+        d_normalizer = tl.zeros([BK, 16], tl.float32)
+    else:
+        d_normalizer = tl.zeros([BK], tl.float32)
     d_norm_weight = tl.zeros([BV, 16], tl.float32)
     brackets = tl.zeros([BT], tl.float32)
+    rows = dot_rows(BT, BV, DOT)
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
     for first in range(0, num_tokens, BT):
@@ -129,7 +135,7 @@ def query_backward(
         if HAS_OUTPUT_GATE:
             z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
         u = tl.zeros([BT, BV], tl.float32)
-        c = tl.zeros([BT], tl.float32)
+        c = tl.zeros([BT, 16], tl.float32)
         for j in tl.static_range(NK):
             if NK == 1:
                 slice_state, slice_normalizer = row_state, row_normalizer
@@ -143,10 +149,11 @@ def query_backward(
             phi = feature_map(query.to(tl.float32), RELU)
             if K != BK * NK:
                 phi = tl.where(m_k[None, :], phi, 0.0)
-            phi = round_once(phi, DOT, IS_TRACED)
+            phi = round_like(phi, rows, DOT, IS_TRACED)
             u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
             if HAS_NORM or NORMALIZE:
-                c += tl.sum(phi.to(tl.float32) * slice_normalizer[None, :], axis=1)
+                c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
+        c = tl.sum(c, axis=1)
         if HAS_NORM or NORMALIZE:
             u += c[:, None] * centre[None, :]
         if NK == 1:
@@ -156,23 +163,24 @@ def query_backward(
                 state, normalizer, stats, i_slot, i_head, H, i_slice * BK, centre, K, V, BK, BV, DOT
             )
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
-            phi = round_once(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), DOT, IS_TRACED)
+            phi = round_like(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), rows, DOT, IS_TRACED)
         factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
-        d_normed = d_y.to(tl.float32)
-        normed = u * factor[:, None]
+        d_y = d_y.to(tl.float32)
+        # along: d_normed . u
+        weighted = d_y * norm_weight[None, :] if HAS_NORM else d_y
         if HAS_OUTPUT_GATE:
             z = z.to(tl.float32)
             gate = sigmoid(z)
-            d_gate = d_normed * normed * (gate * (1.0 + z * (1.0 - gate)))
-            d_normed = d_normed * (z * gate)
-            if HAS_NORM:
-                d_gate = d_gate * norm_weight[None, :]
+            silu = z * gate
+            d_gate = weighted * (u * factor[:, None]) * (gate + silu - silu * gate)
             p_d_gate = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
             tl.store(p_d_gate, d_gate.to(p_d_output_gate.dtype.element_ty), mask=m_tv & (i_slice == 0))
+            d_y = d_y * silu
+            d_normed = weighted * silu
+        else:
+            d_normed = weighted
         if HAS_NORM:
-            share = tl.trans((d_normed * normed).to(DOT))
-            d_norm_weight = tl.dot(share, one_column(BT, DOT), acc=d_norm_weight, input_precision="tf32x3")
-            d_normed = d_normed * norm_weight[None, :]
+            d_norm_weight = add_rows(d_norm_weight, d_y * (u * factor[:, None]), BT, DOT)
         if HAS_NORM or NORMALIZE:
             along = tl.sum(d_normed * u, axis=1)
         d_c = tl.zeros([BT], tl.float32)
@@ -188,7 +196,7 @@ def query_backward(
             d_u = d_normed
         if DOT == tl.float32 or not NORMALIZE:
             brackets += tl.sum(u * d_u, axis=1) + c * d_c
-        rounded = d_u.to(DOT)
+        rounded = round_to(d_u, DOT)
         d_state = tl.dot(tl.trans(phi), rounded, acc=d_state, input_precision="tf32x3")
         d_phi = tl.dot(rounded, tl.trans(own_state), input_precision="tf32x3")
         if DOT != tl.float32:
@@ -198,10 +206,15 @@ def query_backward(
         if HAS_NORM or NORMALIZE:
             d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
         if NORMALIZE:
-            d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
+            if BT > 16:
+                d_normalizer = add_rows(d_normalizer, phi.to(tl.float32) * d_c[:, None], BT, DOT)
+            else:
+                d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
         d_query = d_phi * feature_map_slope(query.to(tl.float32), RELU)
         p_dq = p_d_query + o_t[:, None] * stride_dqt + o_own[None, :]
         tl.store(p_dq, d_query.to(p_d_query.dtype.element_ty), mask=m_tk)
+    if BT > 16:
+        d_normalizer = tl.sum(d_normalizer, axis=1)
     return d_state, d_normalizer, tl.sum(d_norm_weight, axis=1), tl.sum(brackets)
 
 
@@ -479,12 +492,12 @@ def combine_gradients_kernel(
     first = tl.load(slot_offsets + i_row // H).to(tl.int32)
     count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
     values, normalizer_values, bracket = load_state_gradient(
-        partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, 16
+        partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
     )
     store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)
 
 
-@triton.jit(do_not_specialize=["fold"])
+@triton.jit(do_not_specialize=["fold", "pieces"])
 def key_backward_kernel(
     key,
     value,
@@ -502,6 +515,7 @@ def key_backward_kernel(
     d_normalizer,
     brackets,
     fold,
+    pieces,
     stride_kt,
     stride_kh,
     stride_vt,
@@ -525,14 +539,18 @@ def key_backward_kernel(
     RELU: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Key side of one split and head; grid ``(Z * H,)``. If ``fold``, the splits' shares of dS are added here."""
-    i_partial = tl.program_id(0)
+    """Key side of a piece of one split and head; grid ``(Z * H * pieces,)``. If ``fold``, the splits' shares of dS are added here."""
+    i_piece = tl.program_id(0) % pieces
+    i_partial = tl.program_id(0) // pieces
     i_head = i_partial % H
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
     i_slot = tl.load(p_split).to(tl.int32)
     start = tl.load(p_split + 1)
     num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
+    size = tl.cdiv(tl.cdiv(num_tokens, pieces), BT) * BT
+    start += i_piece * size
+    num_tokens = tl.minimum(num_tokens - i_piece * size, size)
     i_row = i_slot.to(tl.int64) * H + i_head
     gate_max = tl.load(stats + 2 * i_row)
     inverse_sum = inverse(tl.load(stats + 2 * i_row + 1))
@@ -540,8 +558,9 @@ def key_backward_kernel(
         if fold:
             first = tl.load(slot_offsets + i_slot).to(tl.int32)
             count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+            FOLD_UNROLL: tl.constexpr = 3 if BK * BV <= 4096 else 2
             row_d_state, row_d_normalizer, bracket = load_state_gradient(
-                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_head, H, 0, K, V, BK, BV, 2
+                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_head, H, 0, K, V, BK, BV, FOLD_UNROLL
             )
         else:
             row_d_state, row_d_normalizer, bracket = load_state_gradient(

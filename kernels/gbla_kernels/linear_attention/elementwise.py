@@ -1,4 +1,4 @@
-"""Device functions of single elements: feature map, gates, and the hardware's fast exponential and reciprocal."""
+"""Device functions of the kernels: the feature map, rounding to dot operands, and sums by products with ones."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -6,25 +6,10 @@ import triton
 import triton.language as tl
 
 from gbla_kernels.dispatch import INTERPRETED
+from gbla_kernels.elementwise import IS_INTERPRETED, LOG2E, fast_exp2
 
-IS_INTERPRETED = tl.constexpr(INTERPRETED)
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def fast_exp2(x):
-    """``2^x`` to 2 ulp; subnormal results are flushed to zero, which saves three instructions an element."""
-    if IS_INTERPRETED:
-        return tl.exp2(x)
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
-def fast_reciprocal(x):
-    """``1 / x`` to 1 ulp."""
-    if IS_INTERPRETED:
-        return 1.0 / x
-    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+COMBINE_UNROLL = tl.constexpr(2 if INTERPRETED else 32)
+"""Partial states that a program loads at once where it adds up those of a row: half of the most splits."""
 
 
 @triton.jit
@@ -37,17 +22,23 @@ def feature_map(x, RELU: tl.constexpr):
 
 
 @triton.jit
+def weighted_feature_map(x, weight, log_weight, RELU: tl.constexpr, DOT: tl.constexpr):
+    """``feature_map(x) * weight``, where ``weight = 2^log_weight``.
+
+    In half precision with the logarithm inside the exponential, which saves two instructions an element; it is less exact by the
+    rounding of the sum.
+    """
+    if RELU or DOT == tl.float32:
+        return feature_map(x, RELU) * weight
+    return tl.maximum(x, 0.0) * weight + fast_exp2(tl.minimum(x, 0.0) * LOG2E + log_weight)
+
+
+@triton.jit
 def feature_map_slope(x, RELU: tl.constexpr):
     """Derivative of the feature map."""
     if RELU:
         return tl.where(x > 0, 1.0, 0.0)
     return fast_exp2(tl.minimum(x, 0.0) * LOG2E)
-
-
-@triton.jit
-def sigmoid(x):
-    """``1 / (1 + exp(-x))``."""
-    return fast_reciprocal(1.0 + fast_exp2(-x * LOG2E))
 
 
 @triton.jit
@@ -57,17 +48,38 @@ def inverse(weight_sum):
 
 
 @triton.jit
-def round_once(x, DOT: tl.constexpr, IS_TRACED: tl.constexpr):
-    """``x`` as a dot operand, computed once.
-
-    The compiler computes a pure value again in each layout that a user wants, exponentials included; this one it converts. In a
-    traced graph it stays pure: torch's analysis takes an impure instruction for a write to every input.
-    """
-    if IS_INTERPRETED or IS_TRACED or DOT != tl.bfloat16:
+def round_to(x, DOT: tl.constexpr):
+    """``x`` as a dot operand. In bf16 two values at once: single conversions run on the slow unit of the exponentials."""
+    if IS_INTERPRETED or DOT != tl.bfloat16:
         return x.to(DOT)
     else:
         # not after an early return: that would be compiled too
-        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=False, pack=2)
+        return tl.inline_asm_elementwise("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
+
+
+@triton.jit
+def dot_rows(BT: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr):
+    """Zeros ``(BT,)`` in the layout that rows of a dot's result have; for ``round_like``."""
+    operand = tl.zeros([BT, 16], DOT)
+    return tl.sum(tl.dot(operand, tl.zeros([16, COLUMNS], DOT)), axis=1)
+
+
+@triton.jit
+def round_like(x, rows, DOT: tl.constexpr, IS_TRACED: tl.constexpr):
+    """``x (BT, columns)`` as a dot operand, made once, in the layout of a dot's result.
+
+    Left to itself the compiler computes a value that is both a dot operand and combined with a dot's result in up to three layouts,
+    exponentials included. ``rows (BT,)`` has the layout of the result's rows; it does not enter the value. In a traced graph the
+    instruction is pure, and repeated: torch's analysis takes an impure one for a write to every input.
+    """
+    if IS_INTERPRETED or DOT != tl.bfloat16:
+        return x.to(DOT)
+    else:
+        # not after an early return: that would be compiled too
+        anchor = tl.broadcast_to(rows[:, None], x.shape)
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r,r,r", [x, anchor], dtype=tl.bfloat16, is_pure=IS_TRACED, pack=2
+        )
 
 
 @triton.jit
@@ -83,13 +95,16 @@ def two_columns(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
-def one_column(BLOCK: tl.constexpr, DOT: tl.constexpr):
-    """Ones and 15 columns of zeros, ``(BLOCK, 16)``: a dot with it sums rows."""
-    values = tl.where(tl.arange(0, 16)[None, :] == 0, 1.0, 0.0) + tl.zeros([BLOCK, 16], tl.float32)
-    return values.to(DOT)
+def add_rows(total, x, BT: tl.constexpr, DOT: tl.constexpr):
+    """``total (columns, 16)`` with the rows of ``x (BT, columns)`` added to its first column.
+
+    A product with ones: 8 registers of a thread hold the sums of 64 columns, without the shuffles and barriers of ``tl.sum``.
+    """
+    ones = tl.where(tl.arange(0, 16)[None, :] == 0, 1.0, 0.0) + tl.zeros([BT, 16], tl.float32)
+    return tl.dot(tl.trans(round_to(x, DOT)), ones.to(DOT), acc=total, input_precision="tf32x3")
 
 
 @triton.jit
 def remainder(x, rounded, DOT: tl.constexpr):
     """What rounding to a dot operand took away, as a second operand: two bf16 products give 16 bits of mantissa."""
-    return (x - rounded.to(tl.float32)).to(DOT)
+    return round_to(x - rounded.to(tl.float32), DOT)

@@ -12,7 +12,16 @@ state of a row has the same form; only ``S / l`` and ``n / l`` enter the output.
 import triton
 import triton.language as tl
 
-from gbla_kernels.linear_attention.elementwise import LOG2E, fast_exp2, feature_map, inverse, remainder, sigmoid, two_columns
+from gbla_kernels.elementwise import LOG2E, fast_exp2, sigmoid
+from gbla_kernels.linear_attention.elementwise import (
+    COMBINE_UNROLL,
+    feature_map,
+    inverse,
+    remainder,
+    round_to,
+    two_columns,
+    weighted_feature_map,
+)
 
 
 @triton.jit
@@ -59,6 +68,7 @@ def accumulate_state(
     o_v = tl.arange(0, BV)
     m_k = o_k < K
     m_v = o_v < V
+    gate = load_gate(p_gate, tl.arange(0, BT), num_tokens, stride_gt, HAS_GATE)
     if HAS_GATE:
         gate_max, safe_max = largest_gate(p_gate, num_tokens, stride_gt)
     else:
@@ -68,21 +78,21 @@ def accumulate_state(
     # a sum per position in the block: reduced once, at the end
     normalizer = tl.zeros([BT, BK], tl.float32)
     weight_sum = tl.zeros([BT], tl.float32)
-    gate = load_gate(p_gate, tl.arange(0, BT), num_tokens, stride_gt, HAS_GATE)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
         key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
         value = tl.load(p_value + o_t[:, None] * stride_vt + o_v[None, :], mask=m_t[:, None] & m_v[None, :], other=0.0)
-        weight = fast_exp2((gate - safe_max) * LOG2E)
+        log_weight = (gate - safe_max) * LOG2E
+        weight = fast_exp2(log_weight)
         # of the next block: its latency is hidden behind this one
         gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
         weight_sum += weight
-        weighted = feature_map(key.to(tl.float32), RELU) * weight[:, None]
+        weighted = weighted_feature_map(key.to(tl.float32), weight[:, None], log_weight[:, None], RELU, DOT)
         if K != BK * NK:
             weighted = tl.where(m_k[None, :], weighted, 0.0)
         normalizer += weighted
-        rounded = weighted.to(DOT)
+        rounded = round_to(weighted, DOT)
         state = tl.dot(tl.trans(value.to(DOT)), rounded, acc=state, input_precision="tf32x3")
         if DOT != tl.float32:
             # the gradient to query sees the state without its mean, where one rounding of the keys is too coarse
@@ -346,12 +356,12 @@ def combine_states_kernel(
     first = tl.load(slot_offsets + i_slot).to(tl.int32)
     count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
     values, normalizer_values, gate_max, weight_sum = load_state(
-        partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, 16
+        partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, COMBINE_UNROLL
     )
     store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
 
 
-@triton.jit(do_not_specialize=["fold"])
+@triton.jit(do_not_specialize=["fold", "pieces"])
 def output_kernel(
     query,
     output_gate,
@@ -366,6 +376,7 @@ def output_kernel(
     normalizer,
     stats,
     fold,
+    pieces,
     stride_qt,
     stride_qh,
     stride_zt,
@@ -386,26 +397,32 @@ def output_kernel(
     RELU: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Outputs of one split and head; grid ``(Z * H,)``.
+    """Outputs of a piece of one split and head; grid ``(Z * H * pieces,)``. Its own bits do not depend on ``pieces``.
 
     If ``fold``, the row's partial states are combined here, which saves a launch, and the row's first split writes the result for
     backward; else the combined state is read. Both give the same bits.
     """
-    i_partial = tl.program_id(0)
+    i_piece = tl.program_id(0) % pieces
+    i_partial = tl.program_id(0) // pieces
     i_head = i_partial % H
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
     i_slot = tl.load(p_split).to(tl.int32)
     start = tl.load(p_split + 1)
     num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
+    size = tl.cdiv(tl.cdiv(num_tokens, pieces), BT) * BT
+    start += i_piece * size
+    num_tokens = tl.minimum(num_tokens - i_piece * size, size)
     if NK == 1:
         if fold:
             first = tl.load(slot_offsets + i_slot).to(tl.int32)
             count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+            # as many as the registers of a thread hold
+            FOLD_UNROLL: tl.constexpr = 3 if BK * BV <= 4096 else 2
             values, normalizer_values, gate_max, weight_sum = load_state(
-                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, 0, K, V, BK, BV, 2
+                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, 0, K, V, BK, BV, FOLD_UNROLL
             )
-            if i_partial // H == first:
+            if (i_partial // H == first) & (i_piece == 0):
                 i_row = i_slot * H + i_head
                 store_state(state, normalizer, stats, i_row, 0, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
         else:

@@ -45,19 +45,18 @@ class LaunchConfig:
     row_backward: KernelConfig
 
 
-def _same(block_tokens: int, num_warps: int, num_stages: int) -> dict[str, KernelConfig]:
-    config = KernelConfig(block_tokens=block_tokens, num_warps=num_warps, num_stages=num_stages)
-    return dict.fromkeys(("state", "output", "row", "query_backward", "key_backward", "row_backward"), config)
-
-
 def _kernel(block_tokens: int, num_warps: int, num_stages: int) -> KernelConfig:
     return KernelConfig(block_tokens=block_tokens, num_warps=num_warps, num_stages=num_stages)
+
+
+def _same(config: KernelConfig) -> dict[str, KernelConfig]:
+    return dict.fromkeys(("state", "output", "row", "query_backward", "key_backward", "row_backward"), config)
 
 
 # bf16: by the larger of key_block and value_block
 _HALF = {
     64: {
-        "state": _kernel(32, 4, 3),
+        "state": _kernel(32, 4, 5),
         "output": _kernel(64, 4, 3),
         "row": _kernel(16, 1, 1),
         "query_backward": _kernel(64, 4, 3),
@@ -65,16 +64,16 @@ _HALF = {
         "row_backward": _kernel(16, 2, 1),
     },
     128: {
-        "state": _kernel(32, 8, 3),
-        "output": _kernel(64, 4, 2),
+        "state": _kernel(32, 4, 3),
+        "output": _kernel(64, 4, 3),
         "row": _kernel(32, 8, 2),
-        "query_backward": _kernel(32, 8, 2),
+        "query_backward": _kernel(32, 8, 3),
         "key_backward": _kernel(32, 4, 2),
         "row_backward": _kernel(32, 8, 2),
     },
 }
 # operands of four bytes: fp32, fp16, and states too large for one program
-_FULL = {64: _same(32, 4, 2), 128: _same(32, 8, 1), 256: _same(16, 8, 1)}
+_FULL = {64: _same(_kernel(32, 4, 2)), 128: _same(_kernel(32, 8, 1)), 256: _same(_kernel(16, 8, 1))}
 
 
 @lru_cache(maxsize=256)
@@ -89,5 +88,5 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype) -> LaunchCon
     kernels = (_HALF if is_half else _FULL)[width]
     if INTERPRETED:
         # cost follows the number of blocks
-        kernels = _same(64, 4, 1)
+        kernels = _same(_kernel(64, 4, 1))
     return LaunchConfig(key_block=key_block, num_key_blocks=-(-key_dim // key_block), value_block=value_block, **kernels)

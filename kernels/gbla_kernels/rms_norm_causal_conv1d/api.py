@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gbla_kernels.backend import Backend
 from gbla_kernels.causal_conv1d.api import require_conv_arguments, require_conv_kernel
-from gbla_kernels.checks import require_float, require_same_device, require_shape
+from gbla_kernels.checks import eps_or_default, require_float, require_same_device, require_shape
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.rms_norm_causal_conv1d.autograd import rms_norm_causal_conv1d_triton
@@ -24,7 +24,7 @@ def rms_norm_causal_conv1d(
     bias: Tensor | None,
     offsets: Tensor,
     *,
-    eps: float = 1e-6,
+    eps: float | None = None,
     layout: JaggedLayout | None = None,
     activation: Literal["silu"] | None = "silu",
     backend: Backend,
@@ -40,7 +40,7 @@ def rms_norm_causal_conv1d(
         weight: ``(D, R)``, any float dtype; tap ``R - 1`` is the current token. TRITON takes up to 8 taps.
         bias: ``(D,)``, any float dtype, or None.
         offsets: ``(B + 1,)`` int64; row ``b`` is ``offsets[b]:offsets[b + 1]``, possibly empty.
-        eps: added to the mean square.
+        eps: added to the mean square; None is 1e-6.
         layout: the same rows with lengths on the host; without it TRITON finds the tokens' positions on the device, and
             REFERENCE reads offsets (a device sync).
         activation: ``silu``, or None for the bare convolution.
@@ -57,6 +57,7 @@ def rms_norm_causal_conv1d(
     require_shape("norm_weight", norm_weight, (x.shape[1],), "(D,)")
     require_float("norm_weight", norm_weight)
     require_same_device(x=x, norm_weight=norm_weight)
+    eps = eps_or_default(eps)
     if backend is not Backend.TRITON:
         return rms_norm_causal_conv1d_reference(x, norm_weight, weight, bias, offsets, layout, activation, eps)
     require_triton_device("rms_norm_causal_conv1d", x)
