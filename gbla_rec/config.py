@@ -18,6 +18,10 @@ EmbeddingSource = Literal["text", "behaviour", "file"]
 Kernels = Literal["reference", "triton"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 PATTERN_LETTERS = "SGW"
+TRITON_MAX_CONV_WIDTH = 8
+"""Taps of a convolution that the Triton kernels hold."""
+TRITON_MAX_HEAD_DIM = 256
+"""Width of a head that they hold."""
 ConfigT = TypeVar("ConfigT")
 
 
@@ -237,17 +241,27 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require_choice(self, "kernels", Kernels)
         _require(
-            self.kernels == "reference" or self.encoder.direction == "bidirectional",
-            "ModelConfig.kernels",
-            "be 'reference' where EncoderConfig.direction is 'causal', which has no Triton kernel",
-            self.kernels,
-        )
-        _require(
             self.encoder.model_dim % self.decoder.num_heads == 0,
             "DecoderConfig.num_heads",
             "divide EncoderConfig.model_dim",
             self.decoder.num_heads,
         )
+        obstacle = self._triton_obstacle()
+        _require(self.kernels == "reference" or obstacle is None, "ModelConfig.kernels", f"be 'reference' where {obstacle}", self.kernels)
+
+    def _triton_obstacle(self) -> str | None:
+        """The first setting for which there is no Triton kernel."""
+        encoder, decoder = self.encoder, self.decoder
+        has_linear = "G" in encoder.pattern
+        if encoder.direction == "causal":
+            return "EncoderConfig.direction is 'causal', which has no Triton kernel"
+        if has_linear and encoder.conv and encoder.conv_width > TRITON_MAX_CONV_WIDTH:
+            return f"EncoderConfig.conv_width is {encoder.conv_width}: there are Triton kernels up to {TRITON_MAX_CONV_WIDTH}"
+        for name, heads in (("EncoderConfig", encoder.num_heads if has_linear else None), ("DecoderConfig", decoder.num_heads)):
+            if heads is not None and encoder.model_dim // heads > TRITON_MAX_HEAD_DIM:
+                width = encoder.model_dim // heads
+                return f"model_dim / {name}.num_heads is {width}: there are Triton kernels for heads up to {TRITON_MAX_HEAD_DIM}"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

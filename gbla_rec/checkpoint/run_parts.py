@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from gbla_kernels.dispatch import INTERPRETED
 from gbla_rec import workspace
 from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
 from gbla_rec.config import RunConfig, to_json
@@ -39,8 +40,10 @@ class RunParts:
 
         Raises:
             FileNotFoundError: if the dataset is not prepared or not tokenized; the message names the command.
-            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings.
+            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings, or if the
+                device lacks the kernels that the config chooses.
         """
+        _require_kernels(config, device)
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
         ids_dir = workspace.semantic_ids_dir(config.dataset)
         semantic_ids = SemanticIdTable.load(
@@ -99,6 +102,15 @@ class RunParts:
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 on CUDA; fp32 on CPU, where bf16 is slower."""
         return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+
+def _require_kernels(config: RunConfig, device: torch.device) -> None:
+    """Triton kernels run on CUDA, and in Triton's interpreter."""
+    if config.model.kernels == "triton" and device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f"ModelConfig.kernels must be 'reference' without a CUDA device, got 'triton' on {device}; run on a GPU, or give "
+            "--model.kernels reference (for a trained run: write it into the run's config.json, the weights are the same)"
+        )
 
 
 def _require_settings(ids_dir: Path, config: RunConfig) -> None:

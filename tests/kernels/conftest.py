@@ -1,7 +1,10 @@
-"""Jagged batches for hypothesis, and memory that shows what a kernel leaves unwritten."""
+"""Jagged batches for hypothesis, memory that shows what a kernel leaves unwritten, and a process that compiles kernels."""
 
+import os
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -40,3 +43,16 @@ def poisoned_memory() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(mode, warn_only=is_warning)
         torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+@pytest.fixture
+def run_without_interpreter() -> Callable[[str], str]:
+    """Runs a program in a process of its own, whose kernels a compiler can see, and returns what it printed."""
+
+    def run(program: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        finished = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=150)
+        assert finished.returncode == 0, finished.stderr[-4000:]
+        return finished.stdout
+
+    return run

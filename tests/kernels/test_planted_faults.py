@@ -48,15 +48,15 @@ class Fault:
 FAULTS = {
     "no_mask_at_the_row_end": Fault(
         op="attention",
-        file="linear_attention/forward.py",
+        file="linear_attention/state.py",
         text='return tl.load(p_gate + o_t * stride_gt, mask=o_t < num_tokens, other=float("-inf")).to(tl.float32)',
         mistake="return tl.load(p_gate + o_t * stride_gt).to(tl.float32)",
     ),
     "no_maximum_subtracted": Fault(
         op="attention",
-        file="linear_attention/forward.py",
-        text="weight = fast_exp2((gate - safe_max) * LOG2E)",
-        mistake="weight = fast_exp2(gate * LOG2E)",
+        file="linear_attention/state.py",
+        text="log_weight = (gate - safe_max) * LOG2E",
+        mistake="log_weight = gate * LOG2E",
     ),
     "halo_reaches_one_token_too_far": Fault(
         op="conv",

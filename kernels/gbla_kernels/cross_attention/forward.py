@@ -23,7 +23,7 @@ from gbla_kernels.row_splits import MAX_SPLITS
 COMBINED_TILE = 16
 """Queries of a program that adds up parts."""
 SUMMED_COLUMNS = 64
-"""Columns of fp32 whose products a tensor core may add up: it cuts off the sum after every eighth, 1e-6 of it after 256."""
+"""Columns of fp32 whose products a tensor core may add up: it cuts its sum off where fp32 would round."""
 
 _SUMMED_COLUMNS = tl.constexpr(SUMMED_COLUMNS)
 _MAX_SPLITS = tl.constexpr(triton.next_power_of_2(MAX_SPLITS))
@@ -47,7 +47,7 @@ def first_partial(first_split, i_part, query_start, split_stride, part_stride, t
 
 @triton.jit
 def row_products(a, b, DOT: tl.constexpr):
-    """``a b^T`` for ``a (M, K)`` and ``b (N, K)``; sums over many fp32 columns are made of shorter ones, whose sum is rounded."""
+    """``a b^T`` for ``a (M, K)`` and ``b (N, K)``; fp32 sums over many columns are made of shorter ones."""
     if DOT == tl.float32 and a.shape[1] > _SUMMED_COLUMNS:
         # even and odd columns: neighbours lie in one thread
         even_a, odd_a = tl.split(tl.reshape(a, [a.shape[0], a.shape[1] // 2, 2]))

@@ -1,4 +1,4 @@
-"""Launches the kernels and joins them to autograd: directly in eager mode, as registered ops under a compiler."""
+"""Joins the kernels to autograd: directly in eager mode, as registered ops under a compiler."""
 
 # L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
 
@@ -6,19 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from gbla_kernels.dispatch import INTERPRETED, Launcher, is_traced, launch, operator, traced_launch
-from gbla_kernels.elementwise import dot_type
-from gbla_kernels.linear_attention.backward import (
-    combine_gradients_kernel,
-    key_backward_kernel,
-    query_backward_kernel,
-    row_backward_kernel,
-)
-from gbla_kernels.linear_attention.forward import combine_states_kernel, output_kernel, row_kernel, state_kernel
-from gbla_kernels.linear_attention.launch_config import KernelConfig, LaunchConfig, launch_config
+from gbla_kernels.linear_attention.launches import Inputs, RowStates, Work, new_states, run_backward, run_forward
 from gbla_kernels.row_splits import RowSplits
 
 FOLD_LIMIT = 8
@@ -27,221 +18,6 @@ WANTED_PROGRAMS = 24 if INTERPRETED else 264
 """Two for each multiprocessor of an H100: with fewer splits, splits are cut into pieces. The interpreter runs them one by one."""
 MAX_PIECES = 8
 """Of a split: a piece is at least one block of tokens of a long split."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Work:
-    """Which rows, how their work is shared out, and the switches of the op that kernels are specialised on.
-
-    Attributes:
-        fold: whether every reader of a row's state adds up the partial states itself.
-        pieces: programs per split where tokens do not depend on each other.
-    """
-
-    short_rows: Tensor
-    splits: Tensor
-    slot_offsets: Tensor
-    has_short: bool
-    has_splits: bool
-    fold: bool
-    pieces: int
-    use_relu: bool
-    normalize: bool
-    eps: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """Token tensors of the op, or their gradients, ``(L, H, ...)``, last dimension dense; gates may be None."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    key_gate: Tensor | None
-    output_gate: Tensor | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowStates:
-    """Combined states of split rows: ``(G, H, K, V)``, ``(G, H, K)`` and ``(G, H, 2)`` (largest gate, sum of weights), fp32."""
-
-    state: Tensor
-    normalizer: Tensor
-    stats: Tensor
-
-
-def _options(x: Inputs, kernel: KernelConfig, config: LaunchConfig, *, slices: bool = True) -> dict[str, Any]:
-    options: dict[str, Any] = {"K": int(x.query.shape[2]), "V": int(x.value.shape[2])}
-    options |= {"BT": kernel.block_tokens, "BK": config.key_block, "BV": config.value_block}
-    if slices:
-        options["NK"] = config.num_key_blocks
-    return options | {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
-
-
-def _dot_type(dtype: torch.dtype, config: LaunchConfig) -> Any:
-    # sliced states: speed is not their aim, and in bf16 their products were seen to give NaN on Hopper (Triton 3.6)
-    return tl.float32 if config.num_key_blocks > 1 else dot_type(dtype)
-
-
-def _strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
-
-
-def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work) -> tuple[Tensor, RowStates]:
-    """Output ``(L, H, V)``, contiguous, and the states of split rows."""
-    num_tokens, num_heads = x.query.shape[:2]
-    # int: a compiled kernel is made for these widths, whatever else is dynamic
-    key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
-    config = launch_config(key_dim, value_dim, x.query.dtype)
-    dot = _dot_type(x.query.dtype, config)
-    out = x.value.new_empty(num_tokens, num_heads, value_dim)
-    num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
-    states = _new_states(x, num_slots)
-    gate_flags = {"HAS_GATE": x.key_gate is not None, "RELU": work.use_relu, "DOT": dot}
-    output_flags = {
-        "HAS_OUTPUT_GATE": x.output_gate is not None,
-        "HAS_NORM": norm_weight is not None,
-        "NORMALIZE": work.normalize,
-        "RELU": work.use_relu,
-        "DOT": dot,
-    }
-    key_gate = x.key if x.key_gate is None else x.key_gate
-    output_gate = x.query if x.output_gate is None else x.output_gate
-    weight = x.query if norm_weight is None else norm_weight
-    key_strides = (*_strides(x.key), *_strides(x.value), *_strides(x.key_gate))
-    if work.has_short and config.num_key_blocks == 1:
-        run(row_kernel, (work.short_rows.shape[0] * num_heads,))(
-            *(x.query, x.key, x.value, key_gate, output_gate, weight, out, work.short_rows),
-            *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(out)),
-            *(num_heads, work.eps),
-            **output_flags | gate_flags,
-            **_options(x, config.row, config, slices=False),
-        )
-    if work.has_splits:
-        partial = _new_states(x, num_splits)
-        run(state_kernel, (num_splits * num_heads * config.num_key_blocks,))(
-            *(x.key, x.value, key_gate, work.splits, partial.state, partial.normalizer, partial.stats),
-            *key_strides,
-            num_heads,
-            **gate_flags,
-            **_options(x, config.state, config),
-        )
-        fold = int(work.fold and config.num_key_blocks == 1)
-        if not fold:
-            block, num_blocks = _combine_blocks(key_dim, config)
-            run(combine_states_kernel, (num_slots * num_heads, num_blocks))(
-                *(partial.state, partial.normalizer, partial.stats, work.slot_offsets),
-                *(states.state, states.normalizer, states.stats, num_heads),
-                K=key_dim,
-                V=value_dim,
-                BK=block,
-                BV=config.value_block,
-                num_warps=2,
-            )
-        run(output_kernel, (num_splits * num_heads * work.pieces,))(
-            *(x.query, output_gate, weight, out, work.splits, work.slot_offsets),
-            *(partial.state, partial.normalizer, partial.stats, states.state, states.normalizer, states.stats, fold),
-            work.pieces,
-            *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, work.eps),
-            **output_flags,
-            **_options(x, config.output, config),
-        )
-    return out, states
-
-
-def run_backward(
-    run: Launcher, d_out: Tensor, x: Inputs, norm_weight: Tensor | None, states: RowStates, work: Work, gradients: Inputs
-) -> Tensor | None:
-    """Writes the token gradients into ``gradients``, which may be views of one tensor; returns that of norm_weight, ``(H, V)``."""
-    num_heads = x.query.shape[1]
-    key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
-    config = launch_config(key_dim, value_dim, x.query.dtype)
-    dot = _dot_type(x.query.dtype, config)
-    num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
-    num_short = work.short_rows.shape[0]
-    has_short = work.has_short and config.num_key_blocks == 1
-    key_flags = {"HAS_GATE": x.key_gate is not None, "RELU": work.use_relu, "DOT": dot}
-    query_flags = {
-        "HAS_OUTPUT_GATE": x.output_gate is not None,
-        "HAS_NORM": norm_weight is not None,
-        "NORMALIZE": work.normalize,
-        "RELU": work.use_relu,
-        "DOT": dot,
-        "IS_TRACED": run is traced_launch,
-    }
-    key_gate = x.key if x.key_gate is None else x.key_gate
-    d_key_gate = gradients.key if gradients.key_gate is None else gradients.key_gate
-    output_gate = x.query if x.output_gate is None else x.output_gate
-    d_output_gate = gradients.query if gradients.output_gate is None else gradients.output_gate
-    weight = x.query if norm_weight is None else norm_weight
-    if d_out.stride(2) != 1:
-        d_out = d_out.contiguous()
-    key_strides = (*_strides(x.key), *_strides(x.value), *_strides(x.key_gate))
-    d_key_strides = (*_strides(gradients.key), *_strides(gradients.value), *_strides(gradients.key_gate))
-    num_shares = (num_splits if work.has_splits else 0) + (num_short if has_short else 0)
-    d_weights = states.state.new_empty(num_shares if norm_weight is not None else 0, num_heads, value_dim)
-    if has_short:
-        run(row_backward_kernel, (num_short * num_heads,))(
-            *(x.query, x.key, x.value, key_gate, output_gate, weight, d_out),
-            *(gradients.query, gradients.key, gradients.value, d_key_gate, d_output_gate, d_weights, work.short_rows),
-            *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(d_out)),
-            *(*_strides(gradients.query), *d_key_strides, *_strides(gradients.output_gate)),
-            *(num_heads, work.eps),
-            **query_flags | key_flags,
-            **_options(x, config.row_backward, config, slices=False),
-        )
-    if work.has_splits:
-        partial = _new_states(x, num_splits)
-        d_states = _new_states(x, num_slots)
-        # <S, dS> + <n, dn>, beside the gradients of the states
-        partial_brackets, brackets = partial.stats, d_states.stats
-        run(query_backward_kernel, (num_splits * num_heads * config.num_key_blocks,))(
-            *(x.query, output_gate, weight, d_out, gradients.query, d_output_gate, work.splits),
-            *(states.state, states.normalizer, states.stats, partial.state, partial.normalizer, partial_brackets),
-            d_weights,
-            num_short if has_short else 0,
-            *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
-            *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, work.eps),
-            **query_flags,
-            **_options(x, config.query_backward, config),
-        )
-        fold = int(work.fold and config.num_key_blocks == 1)
-        if not fold:
-            block, num_blocks = _combine_blocks(key_dim, config)
-            run(combine_gradients_kernel, (num_slots * num_heads, num_blocks))(
-                *(partial.state, partial.normalizer, partial_brackets, work.slot_offsets),
-                *(d_states.state, d_states.normalizer, brackets, num_heads),
-                K=key_dim,
-                V=value_dim,
-                BK=block,
-                BV=config.value_block,
-                num_warps=2,
-            )
-        run(key_backward_kernel, (num_splits * num_heads * work.pieces,))(
-            *(x.key, x.value, key_gate, gradients.key, gradients.value, d_key_gate, work.splits, work.slot_offsets),
-            *(states.stats, partial.state, partial.normalizer, partial_brackets),
-            *(d_states.state, d_states.normalizer, brackets, fold, work.pieces),
-            *(*key_strides, *d_key_strides, num_heads),
-            **key_flags,
-            **_options(x, config.key_backward, config),
-        )
-    return None if norm_weight is None else d_weights.sum(0).to(norm_weight.dtype)
-
-
-def _new_states(x: Inputs, count: Any) -> RowStates:
-    _, num_heads, key_dim = x.query.shape
-    value_dim = x.value.shape[2]
-
-    def new(*shape: Any) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=x.query.device)
-
-    return RowStates(new(count, num_heads, key_dim, value_dim), new(count, num_heads, key_dim), new(count, num_heads, 2))
-
-
-def _combine_blocks(key_dim: int, config: LaunchConfig) -> tuple[int, int]:
-    """Small slices, since few rows are split: key block, and their number."""
-    block = min(config.key_block, 256 // config.value_block)
-    return block, -(-key_dim // block)
 
 
 class _Attend(torch.autograd.Function):
@@ -554,7 +330,7 @@ if INTERPRETED:
     @gated_linear_attention_op.register_fake  # type: ignore[untyped-decorator]
     def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = Inputs(query, key, value, None, None)
-        states = _new_states(x, rest[5].shape[0] - 1)
+        states = new_states(x, rest[5].shape[0] - 1)
         return value.new_empty(value.shape), states.state, states.normalizer, states.stats
 
     @gated_linear_attention_backward_op.register_fake  # type: ignore[untyped-decorator]
@@ -564,7 +340,7 @@ if INTERPRETED:
     @gated_linear_attention_packed_op.register_fake  # type: ignore[untyped-decorator]
     def _(projection: Tensor, norm_weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = PackedWidths(*rest[3:8]).unpack(projection)
-        states = _new_states(x, rest[2].shape[0] - 1)
+        states = new_states(x, rest[2].shape[0] - 1)
         return x.value.new_empty(x.value.shape), states.state, states.normalizer, states.stats
 
     @gated_linear_attention_packed_backward_op.register_fake  # type: ignore[untyped-decorator]

@@ -53,6 +53,12 @@ def test_kernels_err_no_more_than_the_dtype_must(dtype: torch.dtype) -> None:
     subject.assert_within_budget(subject.inputs(MIXED), MIXED)
 
 
+@pytest.mark.parametrize("widths", [(200, 24), (24, 128), (256, 256)], ids=str)
+def test_wide_heads_err_no_more_than_they_must(widths: tuple[int, int]) -> None:
+    subject = CrossAttention(backend=Backend.TRITON, dtype=torch.float32, key_dim=widths[0], value_dim=widths[1])
+    subject.assert_within_budget(subject.inputs(MIXED), MIXED)
+
+
 def test_rows_in_parts_and_with_more_queries_than_a_tile() -> None:
     rows = [(2, 600), (33, 530)]
     TRITON.assert_within_budget(TRITON.inputs(rows), rows)

@@ -79,7 +79,7 @@ def test_compiled_equals_eager_and_compiles_at_most_twice(has_layout: bool) -> N
     # gradients of inputs, and of the parameter alone, are two graphs
     for lengths in BATCHES:
         assert_same(run(compiled, lengths, has_layout), run(module, lengths, has_layout))
-    assert counter.frame_count <= 4, f"{counter.frame_count} compilations for {len(BATCHES)} batches"
+    assert counter.frame_count <= 2, f"{counter.frame_count} compilations for {len(BATCHES)} batches"
 
 
 @pytest.mark.parametrize("has_layout", [True, False], ids=["layout", "offsets"])
@@ -120,7 +120,24 @@ assert not [name for name in sys.modules if name.partition(".")[0]  == "gbla_ker
 """
 
 
+class Double(nn.Module):
+    """No kernel of ours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def in_fresh_process(package: str, batches: list[list[Tensor]], directory: Path) -> subprocess.CompletedProcess[str]:
+    torch.save(batches, directory / "batches.pt")
+    command = [sys.executable, "-c", LOAD_AND_RUN, package, str(directory / "batches.pt"), str(directory / "outputs.pt")]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True)
+
+
 def test_aot_inductor_package_runs_where_the_kernels_are_not_imported(tmp_path: Path) -> None:
+    control = torch.export.export(Double(), (torch.ones(4, device="cuda"),))
+    package = torch._inductor.aoti_compile_and_package(control, package_path=str(tmp_path / "control.pt2"))
+    if in_fresh_process(package, [[torch.ones(4)]], tmp_path).returncode < 0:
+        pytest.skip("here torch crashes on loading any AOTInductor package in a fresh process")
     module = Attention().requires_grad_(False)
     package = torch._inductor.aoti_compile_and_package(exported(module, BATCHES[0]), package_path=str(tmp_path / "attention.pt2"))
     batches, expected = [], []
@@ -129,9 +146,7 @@ def test_aot_inductor_package_runs_where_the_kernels_are_not_imported(tmp_path: 
         arguments = [*(inputs[name] for name in NAMES), layout.offsets]
         batches.append([x.cpu() for x in arguments])
         expected.append(module(*arguments).cpu())
-    torch.save(batches, tmp_path / "batches.pt")
-    command = [sys.executable, "-c", LOAD_AND_RUN, package, str(tmp_path / "batches.pt"), str(tmp_path / "outputs.pt")]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    finished = in_fresh_process(package, batches, tmp_path)
     assert finished.returncode == 0, finished.stderr[-4000:]
     for output, value in zip(torch.load(tmp_path / "outputs.pt"), expected, strict=True):
         assert torch.equal(output, value)

@@ -29,7 +29,7 @@ variants = st.fixed_dictionaries(
         "dim": st.sampled_from([3, 20, 70]),
     }
 )
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="on a GPU the laws are held by test_rms_norm_causal_conv1d_gpu.py")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="on a GPU the laws are held by test_causal_conv1d_gpu.py")
 all_laws = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 
 

@@ -35,7 +35,9 @@ def test_equals_the_reference_to_rounding_at_any_position(device: str, dtype: to
     positions = torch.tensor([0, 1, 7, 4095, 131_071, 99_991], device=device)
     query, key = heads(6, dtype, device)
     kernel, reference = (partial(turned, positions=positions, backend=backend) for backend in (Backend.TRITON, Backend.REFERENCE))
-    assert_within_budget(kernel, reference, {"query": query, "key": key})
+    # the interpreter cuts bf16 off instead of rounding it: twice the error
+    factor = 4.0 if INTERPRETED and dtype == torch.bfloat16 else 2.0
+    assert_within_budget(kernel, reference, {"query": query, "key": key}, factor=factor)
 
 
 def test_reference_angles_are_exact_far_from_the_start() -> None:

@@ -1,0 +1,323 @@
+"""Backward, query side: dq, dz, and shares of the gradients of the state and of norm_weight; ``u`` and ``c`` are computed again."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+# FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
+
+import triton
+import triton.language as tl
+
+from gbla_kernels.elementwise import sigmoid
+from gbla_kernels.linear_attention.elementwise import (
+    add_rows,
+    dot_rows,
+    feature_map,
+    feature_map_slope,
+    inverse,
+    remainder,
+    round_like,
+    round_to,
+    two_columns,
+)
+from gbla_kernels.linear_attention.output import normalized
+from gbla_kernels.linear_attention.state import load_state
+from gbla_kernels.linear_attention.state_gradient import store_state_gradient
+
+
+@triton.jit
+def centred_state(state, normalizer, centre, DOT: tl.constexpr):
+    """``S - n centre^T`` as a dot operand.
+
+    ``phi S = phi (S - n r^T) + c r`` and ``du S^T = du (S - n r^T)^T + (du . r) n`` for any ``r``. With a mean of the values as ``r``
+    what is left is small, and so is the error of its rounding: the gradient to query is all made of it.
+    """
+    return (state - normalizer[:, None] * centre[None, :]).to(DOT)
+
+
+@triton.jit
+def state_centre(state, normalizer, HAS_NORM: tl.constexpr, NORMALIZE: tl.constexpr):
+    """``(BV,)``: a weighted mean of the row's values; zero where the output keeps the state's scale."""
+    total = tl.sum(normalizer)
+    if not HAS_NORM and not NORMALIZE:
+        total = 0.0
+    return tl.where(total > 0, tl.sum(state, axis=0) / tl.where(total > 0, total, 1.0), 0.0)
+
+
+@triton.jit
+def load_centred_state(
+    state,
+    normalizer,
+    stats,
+    i_slot,
+    i_head,
+    H,
+    i_key,
+    centre,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """A key slice of a row's state over its sum of weights, centred, and its normalizer."""
+    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV, 1)
+    normalizer_values = normalizer_values * inverse(weight_sum)
+    return centred_state(values * inverse(weight_sum), normalizer_values, centre, DOT), normalizer_values
+
+
+@triton.jit
+def query_backward(
+    p_query,
+    p_output_gate,
+    p_norm_weight,
+    p_d_out,
+    p_d_query,
+    p_d_output_gate,
+    state,
+    normalizer,
+    stats,
+    i_slot,
+    i_head,
+    H,
+    row_state,
+    row_normalizer,
+    centre,
+    i_slice,
+    num_tokens,
+    stride_qt,
+    stride_zt,
+    stride_ot,
+    stride_dqt,
+    stride_dzt,
+    eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    NK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_OUTPUT_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+    IS_TRACED: tl.constexpr,
+):
+    """Writes dq (of key slice ``i_slice``) and dz of some tokens of one head.
+
+    Returns their share of dS ``(BK, BV)``, dn ``(BK,)``, d norm_weight ``(BV,)`` and the bracket of the gate's gradient,
+    ``<S, dS> + <n, dn> = sum_t u_t . du_t + c_t dc_t``. With the division on it is zero but for rounding; in fp32, subtracting
+    what it comes to takes the error common to all tokens out of the gate's gradient.
+    """
+    o_v = tl.arange(0, BV)
+    m_v = o_v < V
+    o_own = i_slice * BK + tl.arange(0, BK)
+    m_own = o_own < K
+    d_state = tl.zeros([BK, BV], tl.float32)
+    if BT > 16:
+        d_normalizer = tl.zeros([BK, 16], tl.float32)
+    else:
+        d_normalizer = tl.zeros([BK], tl.float32)
+    d_norm_weight = tl.zeros([BV, 16], tl.float32)
+    brackets = tl.zeros([BT], tl.float32)
+    rows = dot_rows(BT, BV, DOT)
+    if HAS_NORM:
+        norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
+    for first in range(0, num_tokens, BT):
+        o_t = first + tl.arange(0, BT)
+        m_t = o_t < num_tokens
+        m_tv = m_t[:, None] & m_v[None, :]
+        m_tk = m_t[:, None] & m_own[None, :]
+        # loaded early, used late
+        d_y = tl.load(p_d_out + o_t[:, None] * stride_ot + o_v[None, :], mask=m_tv, other=0.0)
+        if HAS_OUTPUT_GATE:
+            z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
+        u = tl.zeros([BT, BV], tl.float32)
+        c = tl.zeros([BT, 16], tl.float32)
+        for j in tl.static_range(NK):
+            if NK == 1:
+                slice_state, slice_normalizer = row_state, row_normalizer
+            else:
+                slice_state, slice_normalizer = load_centred_state(
+                    state, normalizer, stats, i_slot, i_head, H, j * BK, centre, K, V, BK, BV, DOT
+                )
+            o_k = j * BK + tl.arange(0, BK)
+            m_k = o_k < K
+            query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
+            phi = feature_map(query.to(tl.float32), RELU)
+            if K != BK * NK:
+                phi = tl.where(m_k[None, :], phi, 0.0)
+            phi = round_like(phi, rows, DOT, IS_TRACED)
+            u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
+            if HAS_NORM or NORMALIZE:
+                c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
+        c = tl.sum(c, axis=1)
+        if HAS_NORM or NORMALIZE:
+            u += c[:, None] * centre[None, :]
+        if NK == 1:
+            own_state, own_normalizer = row_state, row_normalizer
+        else:
+            own_state, own_normalizer = load_centred_state(
+                state, normalizer, stats, i_slot, i_head, H, i_slice * BK, centre, K, V, BK, BV, DOT
+            )
+            query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
+            phi = round_like(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), rows, DOT, IS_TRACED)
+        factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
+        d_y = d_y.to(tl.float32)
+        # along: d_normed . u
+        weighted = d_y * norm_weight[None, :] if HAS_NORM else d_y
+        if HAS_OUTPUT_GATE:
+            z = z.to(tl.float32)
+            gate = sigmoid(z)
+            silu = z * gate
+            d_gate = weighted * (u * factor[:, None]) * (gate + silu - silu * gate)
+            p_d_gate = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
+            tl.store(p_d_gate, d_gate.to(p_d_output_gate.dtype.element_ty), mask=m_tv & (i_slice == 0))
+            d_y = d_y * silu
+            d_normed = weighted * silu
+        else:
+            d_normed = weighted
+        if HAS_NORM:
+            d_norm_weight = add_rows(d_norm_weight, d_y * (u * factor[:, None]), BT, DOT)
+        if HAS_NORM or NORMALIZE:
+            along = tl.sum(d_normed * u, axis=1)
+        d_c = tl.zeros([BT], tl.float32)
+        if HAS_NORM:
+            cubed = factor * factor * factor * along
+            d_u = d_normed * factor[:, None] - u * (cubed / V)[:, None]
+            if NORMALIZE:
+                d_c = -cubed * tl.cast(eps, tl.float32) * c
+        elif NORMALIZE:
+            d_u = d_normed * factor[:, None]
+            d_c = -factor * factor * along
+        else:
+            d_u = d_normed
+        if DOT == tl.float32 or not NORMALIZE:
+            brackets += tl.sum(u * d_u, axis=1) + c * d_c
+        rounded = round_to(d_u, DOT)
+        d_state = tl.dot(tl.trans(phi), rounded, acc=d_state, input_precision="tf32x3")
+        d_phi = tl.dot(rounded, tl.trans(own_state), input_precision="tf32x3")
+        if DOT != tl.float32:
+            rest = remainder(d_u, rounded, DOT)
+            d_state = tl.dot(tl.trans(phi), rest, acc=d_state)
+            d_phi = tl.dot(rest, tl.trans(own_state), acc=d_phi)
+        if HAS_NORM or NORMALIZE:
+            d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
+        if NORMALIZE:
+            if BT > 16:
+                d_normalizer = add_rows(d_normalizer, phi.to(tl.float32) * d_c[:, None], BT, DOT)
+            else:
+                d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
+        d_query = d_phi * feature_map_slope(query.to(tl.float32), RELU)
+        p_dq = p_d_query + o_t[:, None] * stride_dqt + o_own[None, :]
+        tl.store(p_dq, d_query.to(p_d_query.dtype.element_ty), mask=m_tk)
+    if BT > 16:
+        d_normalizer = tl.sum(d_normalizer, axis=1)
+    return d_state, d_normalizer, tl.sum(d_norm_weight, axis=1), tl.sum(brackets)
+
+
+@triton.jit(do_not_specialize=["first_share"])
+def query_backward_kernel(
+    query,
+    output_gate,
+    norm_weight,
+    d_out,
+    d_query,
+    d_output_gate,
+    splits,
+    state,
+    normalizer,
+    stats,
+    d_state,
+    d_normalizer,
+    brackets,
+    d_norm_weight,
+    first_share,
+    stride_qt,
+    stride_qh,
+    stride_zt,
+    stride_zh,
+    stride_ot,
+    stride_oh,
+    stride_dqt,
+    stride_dqh,
+    stride_dzt,
+    stride_dzh,
+    H,
+    eps,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    NK: tl.constexpr,
+    BV: tl.constexpr,
+    HAS_OUTPUT_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    RELU: tl.constexpr,
+    DOT: tl.constexpr,
+    IS_TRACED: tl.constexpr,
+):
+    """Query side of one split, head and key slice; grid ``(Z * H * NK,)``; shares of dS, dn and d norm_weight per split."""
+    i_program = tl.program_id(0)
+    i_slice = i_program % NK
+    i_partial = i_program // NK
+    i_head = i_partial % H
+    # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
+    p_split = splits + 3 * (i_partial // H)
+    i_slot = tl.load(p_split).to(tl.int32)
+    start = tl.load(p_split + 1)
+    num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
+    if NK == 1:
+        values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        values = values * inverse(weight_sum)
+        row_normalizer = normalizer_values * inverse(weight_sum)
+        centre = state_centre(values, row_normalizer, HAS_NORM, NORMALIZE)
+        row_state = centred_state(values, row_normalizer, centre, DOT)
+    else:
+        # any centre is right: that of the first slice
+        values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        centre = state_centre(values, normalizer_values, HAS_NORM, NORMALIZE)
+        row_state, row_normalizer = 0.0, 0.0
+    values, normalizer_values, weight_values, bracket = query_backward(
+        query + start * stride_qt + i_head * stride_qh,
+        output_gate + start * stride_zt + i_head * stride_zh,
+        norm_weight + i_head * V,
+        d_out + start * stride_ot + i_head * stride_oh,
+        d_query + start * stride_dqt + i_head * stride_dqh,
+        d_output_gate + start * stride_dzt + i_head * stride_dzh,
+        state,
+        normalizer,
+        stats,
+        i_slot,
+        i_head,
+        H,
+        row_state,
+        row_normalizer,
+        centre,
+        i_slice,
+        num_tokens,
+        stride_qt,
+        stride_zt,
+        stride_ot,
+        stride_dqt,
+        stride_dzt,
+        eps,
+        K,
+        V,
+        BT,
+        BK,
+        NK,
+        BV,
+        HAS_OUTPUT_GATE,
+        HAS_NORM,
+        NORMALIZE,
+        RELU,
+        DOT,
+        IS_TRACED,
+    )
+    store_state_gradient(d_state, d_normalizer, brackets, i_partial, i_slice * BK, K, V, values, normalizer_values, bracket, BK, BV)
+    if HAS_NORM:
+        o_v = tl.arange(0, BV)
+        i_share = i_partial.to(tl.int64) + first_share * H
+        tl.store(d_norm_weight + i_share * V + o_v, weight_values, mask=(o_v < V) & (i_slice == 0))

@@ -1,0 +1,99 @@
+"""The gradient of a row's state: the shares of its splits, and their sum."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+# FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
+
+import triton
+import triton.language as tl
+
+from gbla_kernels.linear_attention.elementwise import COMBINE_UNROLL
+
+
+@triton.jit
+def load_state_gradient(
+    d_state,
+    d_normalizer,
+    brackets,
+    first,
+    count,
+    i_head,
+    H,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Sum of the shares ``first .. first + count`` of one head's dS, dn and bracket, in this order, ``UNROLL`` loaded at once."""
+    o_k = i_key + tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    m_kv = m_k[:, None] & (o_v < V)[None, :]
+    o_state = o_k[:, None] * V + o_v[None, :]
+    first = first.to(tl.int64)
+    total = tl.zeros([BK, BV], tl.float32)
+    total_normalizer = tl.zeros([BK], tl.float32)
+    bracket = 0.0
+    for base in range(0, count, UNROLL):
+        for j in tl.static_range(UNROLL):
+            is_used = base + j < count
+            i_partial = (first + base + j) * H + i_head
+            bracket += tl.load(brackets + i_partial, mask=is_used, other=0.0)
+            total += tl.load(d_state + i_partial * K * V + o_state, mask=m_kv & is_used, other=0.0)
+            total_normalizer += tl.load(d_normalizer + i_partial * K + o_k, mask=m_k & is_used, other=0.0)
+    return total, total_normalizer, bracket
+
+
+@triton.jit
+def store_state_gradient(
+    d_state,
+    d_normalizer,
+    brackets,
+    i_partial,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    values,
+    normalizer_values,
+    bracket,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """Write dS, dn and the bracket of a split or a slot."""
+    o_k = i_key + tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    i_partial = i_partial.to(tl.int64)
+    p_state = d_state + i_partial * K * V + o_k[:, None] * V + o_v[None, :]
+    tl.store(p_state, values, mask=m_k[:, None] & (o_v < V)[None, :])
+    tl.store(d_normalizer + i_partial * K + o_k, normalizer_values, mask=m_k)
+    if i_key == 0:
+        tl.store(brackets + i_partial, bracket)
+
+
+@triton.jit
+def combine_gradients_kernel(
+    partial_d_state,
+    partial_d_normalizer,
+    partial_brackets,
+    slot_offsets,
+    d_state,
+    d_normalizer,
+    brackets,
+    H,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """Gradients dS and dn of one split row, head and key slice; grid ``(G * H, NK)``."""
+    i_row = tl.program_id(0)
+    i_key = tl.program_id(1) * BK
+    first = tl.load(slot_offsets + i_row // H).to(tl.int32)
+    count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
+    values, normalizer_values, bracket = load_state_gradient(
+        partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
+    )
+    store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)
