@@ -20,9 +20,7 @@ MAX_TAPS = 8
 FORWARD_ELEMENTS = 1024
 """Elements of a tile: eight channels, 16 bytes of bf16, for each thread of four warps."""
 UNROLL = 4
-"""Tokens of a strip that are loaded together."""
-FORWARD_UNROLL = 4
-"""The same in the forward, which has registers to spare. Strips are multiples of it."""
+"""Tokens of a strip that are loaded together. Strips are multiples of it."""
 FORWARD_PROGRAMS = 512
 """Programs of four warps that an H100 or H200 holds at once, from the registers of the kernel; strips grow with ``L`` to stay below."""
 
@@ -57,7 +55,7 @@ class Tile:
 
         Integer arithmetic only: ``num_tokens`` may be symbolic.
         """
-        strip = FORWARD_UNROLL * (1 + num_tokens * self.num_blocks // (FORWARD_UNROLL * self.rows * max_programs))
+        strip = UNROLL * (1 + num_tokens * self.num_blocks // (UNROLL * self.rows * max_programs))
         return strip, (self.num_blocks, num_tokens // (self.rows * strip) + 1)
 
 
@@ -229,7 +227,7 @@ def launch_forward(
         PADDED_R=triton.next_power_of_2(num_taps),
         ROWS=tile.rows,
         BLOCK_D=tile.block_dim,
-        UNROLL=FORWARD_UNROLL,
+        UNROLL=UNROLL,
         HAS_BIAS=bias is not None,
         HAS_NORM=norm_weight is not None,
         HAS_SILU=has_silu,

@@ -13,8 +13,6 @@ from gbla_kernels.dispatch import INTERPRETED
 
 MAX_WIDTH = 256
 """Largest key and value width."""
-STATE_KEY_BLOCK = 64
-"""Keys of a slice of the state pass at most: the accumulators of 128 leave room for half as many programs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +31,11 @@ class LaunchConfig:
     Attributes:
         key_block: keys of a slice of the state; ``key_block * num_key_blocks >= K``.
         num_key_blocks: 1, unless K is so large that a state does not fit a program; then there is no path for short rows.
-        state_key_block: the same in the state pass, which writes its slices side by side at no cost but reading value for each.
         value_block: ``V`` rounded up to a power of two.
     """
 
     key_block: int
     num_key_blocks: int
-    state_key_block: int
     value_block: int
     state: KernelConfig
     output: KernelConfig
@@ -93,10 +89,4 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype) -> LaunchCon
     if INTERPRETED:
         # cost follows the number of blocks
         kernels = _same(_kernel(64, 4, 1))
-    return LaunchConfig(
-        key_block=key_block,
-        num_key_blocks=-(-key_dim // key_block),
-        state_key_block=min(key_block, STATE_KEY_BLOCK),
-        value_block=value_block,
-        **kernels,
-    )
+    return LaunchConfig(key_block=key_block, num_key_blocks=-(-key_dim // key_block), value_block=value_block, **kernels)

@@ -110,13 +110,12 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
         )
     if work.has_splits:
         partial = new_states(x, num_splits)
-        num_state_blocks = -(-key_dim // config.state_key_block)
-        run(state_kernel, (num_splits * num_heads * num_state_blocks,))(
+        run(state_kernel, (num_splits * num_heads * config.num_key_blocks,))(
             *(x.key, x.value, key_gate, work.splits, partial.state, partial.normalizer, partial.stats),
             *key_strides,
             num_heads,
             **gate_flags,
-            **_options(x, config.state, config) | {"BK": config.state_key_block, "NK": num_state_blocks},
+            **_options(x, config.state, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)
         if not fold:
