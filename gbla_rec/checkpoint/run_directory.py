@@ -7,6 +7,7 @@
     results.json                 written by evaluation
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ class Progress:
     """Where a checkpoint stands: steps done, the next sample, and the validation NLL if it was measured.
 
     ``sequence_hash`` names the order of samples that ``position`` points into; ``file_sizes`` (bytes by name) shows a
-    truncated or missing file.
+    truncated or missing file, ``file_digests`` (SHA-256 by name) an altered one.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Progress:
     world_size: int
     validation_nll: float | None = None
     file_sizes: dict[str, int] = field(default_factory=dict)
+    file_digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,12 @@ def prune_checkpoints(run_dir: Path, keep_last: int, keep_best: int) -> None:
 def file_sizes(directory: Path) -> dict[str, int]:
     """Bytes of each file of a checkpoint, ``progress.json`` aside."""
     return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.name != PROGRESS}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_progress(directory: Path, progress: Progress) -> None:

@@ -11,7 +11,15 @@ import torch.distributed.checkpoint as dcp
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX, Checkpoint, Progress, checkpoint_path, file_sizes, write_progress
+from gbla_rec.checkpoint.run_directory import (
+    TEMPORARY_PREFIX,
+    Checkpoint,
+    Progress,
+    checkpoint_path,
+    file_digest,
+    file_sizes,
+    write_progress,
+)
 
 MODEL = "model"
 TABLE_OPTIMIZER = "table_optimizer"
@@ -39,13 +47,14 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
         shutil.rmtree(temporary, ignore_errors=True)
 
     def publish() -> None:
-        write_progress(temporary, replace(progress, file_sizes=file_sizes(temporary)))
+        write_progress(temporary, replace(progress, file_sizes=file_sizes(temporary), file_digests=digests))
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
 
     on_first_rank(prepare)
     dcp.save(_state(model, dense_optimizer_state), checkpoint_id=temporary)
+    digests = _digests(temporary)
     on_first_rank(publish)
     return final
 
@@ -60,13 +69,9 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
 
     Raises:
         ValueError: if the checkpoint does not fit the model, or a file of it is damaged; names the checkpoint.
+        OSError: if a file of it cannot be read.
     """
-    found = file_sizes(checkpoint.path)
-    for name, size in checkpoint.progress.file_sizes.items():
-        if found.get(name) != size:
-            raise ValueError(
-                f"checkpoint {checkpoint.path} is damaged: {name} must have {size} bytes, got {found.get(name, 'no such file')}"
-            )
+    _require_intact(checkpoint)
     state: dict[str, Any] = {MODEL: model.state_dict()} if dense_optimizer_state is None else _state(model, dense_optimizer_state)
     try:
         dcp.load(state, checkpoint_id=checkpoint.path)
@@ -76,6 +81,42 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
     if dense_optimizer_state is not None:
         model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
     dist.barrier()
+
+
+def _require_intact(checkpoint: Checkpoint) -> None:
+    sizes = file_sizes(checkpoint.path)
+    for name, size in checkpoint.progress.file_sizes.items():
+        if sizes.get(name) != size:
+            raise ValueError(
+                f"checkpoint {checkpoint.path} is damaged: {name} must have {size} bytes, got {sizes.get(name, 'no such file')}"
+            )
+    # a checkpoint of an older version has no digests
+    if wanted := checkpoint.progress.file_digests:
+        found = _digests(checkpoint.path)
+        altered = [name for name, digest in wanted.items() if found.get(name) != digest]
+        if altered:
+            raise ValueError(
+                f"checkpoint {checkpoint.path} is damaged: the content of {', '.join(altered)} is not what was saved (SHA-256); "
+                "load another checkpoint of the run, or copy this one again"
+            )
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """Digests of all files of a checkpoint, on every rank; each rank reads its share, and all raise if one cannot."""
+    names = list(file_sizes(directory))
+    own: dict[str, str] | OSError
+    try:
+        own = {name: file_digest(directory / name) for name in names[dist.get_rank() :: dist.get_world_size()]}
+    except OSError as error:
+        own = error
+    shares: list[dict[str, str] | OSError] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, own)
+    digests: dict[str, str] = {}
+    for share in shares:
+        if isinstance(share, OSError):
+            raise share
+        digests |= share
+    return digests
 
 
 def _state(model: DistributedModelParallel, dense_optimizer_state: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,6 @@
 """From a prepared dataset to a trained run."""
+
+from gbla_rec.versions import check_versions
+
+# before a module here imports torchrec: a mismatch would fail later, in the loader, without a cure
+check_versions()

@@ -32,6 +32,7 @@ from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
+from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.progress import RunLog
 
 
@@ -69,29 +70,40 @@ class Trainer:
             self._resume(found[-1])
 
     def run(self) -> Path:
-        """Train to ``config.training.num_steps``; returns the run directory."""
+        """Train to ``config.training.num_steps``; returns the run directory.
+
+        Raises:
+            SystemExit: with status 143 after SIGTERM, once a checkpoint is saved.
+        """
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
-        with log:
+        with log, StopRequest() as stop_request:
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
-            self._train(training, log)
+            self._train(training, log, stop_request)
         return self.run_dir
 
-    def _train(self, training: TrainingConfig, log: RunLog) -> None:
-        batches = self._batches()
+    def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest) -> None:
+        batches = self._batches(stop_request)
         window = _Window(torch.zeros((), device=self.parts.device))
         while self.step < training.num_steps:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
             window = self._train_until(stop, batches, window, log)
             self._require_finite(window)
+            if self.step < stop:
+                self._save(None)
+                log.message(f"SIGTERM: saved step {self.step} of {self.run_dir}; train with --resume to go on")
+                raise SystemExit(EXIT_STATUS)
             paused = time.monotonic()
             is_validation = stop % training.validate_every == 0 or stop == training.num_steps
             self._save(self._validate(training, log) if is_validation else None)
             window.started += time.monotonic() - paused
 
     def _train_until(self, stop: int, batches: Iterator[Batch], window: _Window, log: RunLog) -> _Window:
-        """Train up to step ``stop``; nothing is in flight before and after, so the model can be read and saved."""
+        """Train up to step ``stop``, or until there are no more batches.
+
+        Nothing is in flight before and after, so the model can be read and saved.
+        """
         in_flight: deque[Batch] = deque()
         stretch = _remember(itertools.islice(batches, stop - self.step), in_flight)
         # the pipeline asks for zero_grad and step only
@@ -101,7 +113,10 @@ class Trainer:
         )
         self.model.train()
         while self.step < stop:
-            nll = pipeline.progress(stretch)
+            try:
+                nll = pipeline.progress(stretch)
+            except StopIteration:
+                break
             batch = in_flight.popleft()
             assert batch.next_position is not None
             self.step, self.position = self.step + 1, batch.next_position
@@ -119,8 +134,10 @@ class Trainer:
             loss, nll = self.model(batch)
         return loss, nll
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, stop_request: StopRequest) -> Iterator[Batch]:
         for histories in self.stream.batches(self.position):
+            if stop_request.is_due():
+                return
             yield self.parts.collator(histories)
 
     def _report(self, window: _Window, log: RunLog) -> _Window:

@@ -97,7 +97,7 @@ class RowSplits:
             splits = torch.stack((slots, first, torch.where(is_used, last, first)), dim=1)
         else:
             splits = offsets.new_zeros(0, 3)
-        return cls(_at_least_one(short_rows), _at_least_one(splits), slot_offsets, num_rows > 0, max_slots > 0)
+        return cls(_at_least_one(short_rows), _at_least_one(splits), slot_offsets, num_rows > 0 and short_limit > 0, max_slots > 0)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "RowSplits":
         """The same tables with ``function`` applied to each tensor."""

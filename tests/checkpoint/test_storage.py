@@ -68,14 +68,21 @@ def test_weights_are_bit_exact_on_any_ranks_and_damage_is_refused_by_name(run_ra
 
     newest = checkpoints(Path(run_dir))[-1].path
     shard = next(newest.glob("*.distcp"))
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    content = shard.read_bytes()
 
     def attempt(rank: int, world_size: int) -> str:
-        with pytest.raises(ValueError, match=r"checkpoint .* is damaged: .*\.distcp must have \d+ bytes") as refused:
+        with pytest.raises(ValueError, match=r"checkpoint .* is damaged: ") as refused:
             read_tables(rank, world_size, run_dir, config)
         return str(refused.value)
 
-    assert newest.name in run_ranks(attempt, 1)[0]
+    shard.write_bytes(content[: len(content) // 2])
+    assert f"{newest} is damaged: {shard.name} must have {len(content)} bytes" in run_ranks(attempt, 1)[0]
+    middle = len(content) // 2
+    shard.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    for message in run_ranks(attempt, 2):
+        assert f"{newest} is damaged: the content of {shard.name} is not what was saved" in message
+    shard.write_bytes(content)
+    assert run_ranks(read_tables, 1, run_dir, config)[0].keys() == alone.keys()
 
 
 def make(run_dir: Path, step: int, nll: float | None) -> Path:

@@ -114,6 +114,7 @@ def query_backward(
     o_own = i_slice * BK + tl.arange(0, BK)
     m_own = o_own < K
     d_state = tl.zeros([BK, BV], tl.float32)
+    # a block of 16 tokens is summed directly: a product would take registers that short rows lack
     if BT > 16:
         d_normalizer = tl.zeros([BK, 16], tl.float32)
     else:
@@ -164,7 +165,6 @@ def query_backward(
             phi = round_like(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), rows, DOT, IS_TRACED)
         factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
         d_y = d_y.to(tl.float32)
-        # along: d_normed . u
         weighted = d_y * norm_weight[None, :] if HAS_NORM else d_y
         if HAS_OUTPUT_GATE:
             z = z.to(tl.float32)

@@ -14,6 +14,7 @@ from gbla_kernels.row_splits import SPLIT
 from gbla_kernels.testing.attention_laws import (
     LAWS,
     Law,
+    adding_a_constant_to_a_rows_gates_changes_nothing,
     gate_gradient_sums_to_zero_over_each_row,
     order_of_rows_does_not_matter,
     output_and_gradients_equal_fp64,
@@ -41,6 +42,7 @@ SPLIT_LAWS = (
     packed_batch_is_each_row_alone_bit_for_bit,
     order_of_rows_does_not_matter,
     gate_gradient_sums_to_zero_over_each_row,
+    adding_a_constant_to_a_rows_gates_changes_nothing,
     strided_views_equal_contiguous_inputs,
     same_call_gives_the_same_bits,
 )
@@ -84,13 +86,15 @@ def test_triton_obeys_under_the_interpreter(law: Law, lengths: list[int], varian
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("law", SPLIT_LAWS, ids=name_of)
 def test_triton_obeys_where_rows_are_split(law: Law) -> None:
-    law(TRITON, [3, SPLIT + 1, 0, SPLIT], 2)
+    law(replace(TRITON, num_heads=2), [3, SPLIT + 1, 0, SPLIT], 2)
 
 
 @interpreted
 @pytest.mark.usefixtures("poisoned_memory")
-def test_triton_packs_more_splits_than_each_reader_adds_up_itself() -> None:
-    packed_batch_is_each_row_alone_bit_for_bit(TRITON, [SPLIT + 1] * (FOLD_LIMIT // 2 + 1), 3)
+@pytest.mark.parametrize("num_splits", [FOLD_LIMIT, FOLD_LIMIT + 2], ids=["added_up_by_each_reader", "combined_once"])
+def test_triton_packs_rows_as_they_are_alone(num_splits: int) -> None:
+    # alone a row's splits are cut into pieces
+    packed_batch_is_each_row_alone_bit_for_bit(replace(TRITON, num_heads=2), [SPLIT + 1] * (num_splits // 2), 3)
 
 
 @interpreted

@@ -1,0 +1,49 @@
+"""A polite end: SIGTERM, as a scheduler sends it before it takes the machine, stops all ranks at one step."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+EXIT_STATUS = 128 + signal.SIGTERM
+"""What a shell reports of a process that SIGTERM ended: neither success, nor an error of the run."""
+BATCHES_PER_CHECK = 8
+"""Ranks agree this often: hosts exchange one number over gloo, and no GPU waits."""
+
+
+class StopRequest:
+    """Whether SIGTERM came to any rank since ``with``; a second SIGTERM ends the process at once.
+
+    Outside the main thread, which alone may handle signals, it never stops.
+    """
+
+    def __init__(self) -> None:
+        """All ranks make it together."""
+        self._is_asked = False
+        self._num_calls = 0
+        self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else None
+
+    def __enter__(self) -> "StopRequest":
+        self._is_main = threading.current_thread() is threading.main_thread()
+        if self._is_main:
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._is_main:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def is_due(self) -> bool:
+        """Whether all ranks stop now; all ranks call it equally often, before each batch."""
+        self._num_calls += 1
+        if self._num_calls % BATCHES_PER_CHECK:
+            return False
+        asked = torch.tensor(int(self._is_asked))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._is_asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
