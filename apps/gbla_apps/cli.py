@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a recipe (also under torchrun and TorchX)",
     "evaluate": "test a run by beam search, beside baselines",
     "recommend": "the next items for a user or a typed-in history",
+    "doctor": "whether this environment can train, and the cure of what cannot",
 }
 
 

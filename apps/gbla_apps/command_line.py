@@ -1,4 +1,4 @@
-"""Parsing shared by the entry points: a recipe's name, then typed options generated from the config dataclasses."""
+"""Shared by the entry points: how a command ends, and which run it is about. Imports no library, so that every command starts."""
 
 import argparse
 import logging
@@ -8,11 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import tyro
-
 from gbla_rec import workspace
-from gbla_rec.config import RunConfig
-from gbla_rec.recipes import RECIPES, recipe
 
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, FloatingPointError, ModuleNotFoundError)
 """What a user can cause: shown as one line; anything else is our bug and keeps its traceback."""
@@ -49,25 +45,6 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"fbgemm_gpu(\..*)?")
     for name in ("torchrec", "torch.fx._symbolic_trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def parse_run_config(program: str, description: str, arguments: Sequence[str]) -> RunConfig:
-    """``--recipe NAME`` and overrides of its fields, e.g. ``--model.encoder.pattern SG``."""
-    name, rest = _take_recipe(arguments)
-    is_help = any(argument in ("-h", "--help") for argument in rest)
-    if name is None and not is_help:
-        raise ValueError(f"--recipe must be given, one of {', '.join(sorted(RECIPES))}; for a log of your own: --recipe own_data")
-    default = recipe(name or "own_data")
-    text = f"{description} --recipe NAME (one of {', '.join(sorted(RECIPES))}) is required and chooses the defaults below."
-    config = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(RunConfig, prog=f"gbla-rec {program}", description=text, args=rest, default=default, config=config)
-
-
-def _take_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe")
-    known, rest = parser.parse_known_args(arguments)
-    return known.recipe, rest
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

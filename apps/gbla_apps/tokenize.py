@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from gbla_apps import command_line
+from gbla_apps.run_config_options import parse_run_config
 from gbla_rec import workspace
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.semantic_ids.tokenize import tokenize
@@ -13,7 +14,7 @@ DESCRIPTION = "Give every item of the prepared dataset a semantic ID; only --dat
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and tokenize."""
-    config = command_line.parse_run_config("tokenize", DESCRIPTION, arguments)
+    config = parse_run_config("tokenize", DESCRIPTION, arguments)
     dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
     output = workspace.semantic_ids_dir(config.dataset)
     table = tokenize(dataset, config.semantic_ids, output)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from gbla_apps import command_line
+from gbla_apps.run_config_options import parse_run_config
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.training.trainer import train
 
@@ -13,7 +14,7 @@ DESCRIPTION = "Train a run. --resume goes on with the newest run of this name."
 def main(arguments: Sequence[str]) -> None:
     """Parse and train."""
     rest = [argument for argument in arguments if argument != "--resume"]
-    config = command_line.parse_run_config("train", DESCRIPTION, rest)
+    config = parse_run_config("train", DESCRIPTION, rest)
     with process_group() as device:
         train(config, device=device, resume=len(rest) < len(arguments))
 

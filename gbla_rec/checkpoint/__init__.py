@@ -1,1 +1,6 @@
 """Sharding plans, and models saved to and loaded from disk by any number of ranks."""
+
+from gbla_rec.versions import check_versions
+
+# before a module here imports torchrec: a mismatch would fail later, in the loader, without a cure
+check_versions()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_rec.checkpoint.process_group import on_first_rank
@@ -39,6 +40,9 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        OSError: on all ranks if one cannot write, for want of room for example; older checkpoints are as they were.
     """
     final = checkpoint_path(run_dir, progress.step)
     temporary = final.with_name(TEMPORARY_PREFIX + final.name)
@@ -53,9 +57,16 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
         temporary.rename(final)
 
     on_first_rank(prepare)
-    dcp.save(_state(model, dense_optimizer_state), checkpoint_id=temporary)
-    digests = _digests(temporary)
-    on_first_rank(publish)
+    try:
+        dcp.save(_state(model, dense_optimizer_state), checkpoint_id=temporary)
+        digests = _digests(temporary)
+        on_first_rank(publish)
+    except (CheckpointException, OSError) as error:
+        on_first_rank(prepare)
+        raise OSError(
+            f"checkpoint {final} could not be saved: {_cause(error)}; make room, then train with --resume: "
+            "older checkpoints are as they were"
+        ) from error
     return final
 
 
@@ -81,6 +92,12 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
     if dense_optimizer_state is not None:
         model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
     dist.barrier()
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        return "; ".join(f"rank {rank}: {failure[0]!r}" for rank, failure in sorted(error.failures.items()))
+    return str(error)
 
 
 def _require_intact(checkpoint: Checkpoint) -> None:

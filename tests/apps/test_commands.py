@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from gbla_apps import cli, command_line
+from gbla_apps.run_config_options import parse_run_config
 from gbla_rec.recipes import DATASETS, RECIPES, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,35 @@ def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace
     assert not list(tiny_workspace.glob("runs/killed/*/checkpoints/.tmp-*"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sigterm_saves_and_resume_reaches_the_result_of_an_undisturbed_run(tiny_workspace: Path) -> None:
+    unsaved = [*TINY, "--training.save-every", "1000", "--training.validate-every", "1000", "--training.num-steps", "60"]
+    run("train", *unsaved, "--name", "whole")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, start in (("alone", ["gbla_apps.train"]), ("pair", [*launcher, "-m", "gbla_apps.train"])):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", *start, *unsaved, "--name", name], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 120
+        while not any(path.read_text() for path in tiny_workspace.glob(f"runs/{name}/*/metrics.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 143 if name == "alone" else process.returncode != 0
+        (saved,) = tiny_workspace.glob(f"runs/{name}/*/checkpoints/step_*")
+        step = int(saved.name.removeprefix("step_"))
+        assert 0 < step < 60
+        assert f"SIGTERM: saved step {step}" in " ".join(errors.split()) and "--resume" in errors
+        run("train", *unsaved, "--name", name, "--resume")
+        whole, stopped = (logged(tiny_workspace, run_name) for run_name in ("whole", name))
+        assert [line["step"] for line in stopped] == [line["step"] for line in whole]
+        losses, again = ([line["loss"] for line in lines if "loss" in line] for lines in (whole, stopped))
+        assert again == pytest.approx(losses, rel=1e-9 if name == "alone" else 2e-5)
+
+
 def logged(workspace: Path, name: str) -> list[dict[str, Any]]:
     (path,) = workspace.glob(f"runs/{name}/*/metrics.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -126,7 +156,7 @@ def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture
 
 
 def test_options_override_single_fields_of_a_recipe() -> None:
-    config = command_line.parse_run_config("train", "", ["--recipe", "movielens_small", "--model.encoder.pattern", "SG", "--seed", "3"])
+    config = parse_run_config("train", "", ["--recipe", "movielens_small", "--model.encoder.pattern", "SG", "--seed", "3"])
     assert config.model.encoder.pattern == "SG"
     assert config.seed == 3
     assert config.stream == recipe("movielens_small").stream
@@ -152,7 +182,7 @@ def test_recipes_are_complete_and_documented(name: str) -> None:
 
 def test_the_recipe_must_be_named() -> None:
     with pytest.raises(ValueError, match="--recipe must be given, one of movielens_small, own_data"):
-        command_line.parse_run_config("tokenize", "", ["--dataset", "mydata"])
+        parse_run_config("tokenize", "", ["--dataset", "mydata"])
 
 
 @pytest.mark.parametrize("name", ["..", "", "a/b", "a*", ".hidden"])

@@ -1,7 +1,9 @@
 """Checkpoints: bit-exact on another number of ranks, refused by name when damaged, never half-written, pruned."""
 
 import dataclasses
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,47 @@ def test_weights_are_bit_exact_on_any_ranks_and_damage_is_refused_by_name(run_ra
         assert f"{newest} is damaged: the content of {shard.name} is not what was saved" in message
     shard.write_bytes(content)
     assert run_ranks(read_tables, 1, run_dir, config)[0].keys() == alone.keys()
+
+
+def train_while_the_disk_fills(rank: int, world_size: int, config: RunConfig) -> str:
+    """Train; from the second save on, rank 1 can write no more than 1,024 bytes into a file."""
+    from gbla_rec.training import trainer
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    save = trainer.save_checkpoint
+
+    def save_and_fill(*arguments: Any) -> Path:
+        path = save(*arguments)
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        return path
+
+    trainer.save_checkpoint = save_and_fill
+    with pytest.raises(OSError, match="could not be saved") as refused:
+        trainer.train(config, device=CPU)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return str(refused.value)
+
+
+def resume_run(rank: int, world_size: int, config: RunConfig) -> str:
+    from gbla_rec.training.trainer import train
+
+    return str(train(config, device=CPU, resume=True))
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.timeout(300)
+def test_a_full_disk_on_one_rank_loses_nothing_that_was_saved(run_ranks: Any, tiny_run: Any) -> None:
+    config = with_sharding(tiny_run(), "row_wise")
+    for message in run_ranks(train_while_the_disk_fills, 2, config):
+        assert "rank 1" in message and "make room, then train with --resume" in message
+    from gbla_rec import workspace
+
+    run_dir = workspace.latest_run_dir(config.name)
+    assert [found.progress.step for found in checkpoints(run_dir)] == [2]
+    assert not list(run_dir.glob("checkpoints/.tmp-*"))
+    assert run_ranks(resume_run, 2, config)[0] == str(run_dir)
+    assert checkpoints(run_dir)[-1].progress.step == config.training.num_steps
 
 
 def make(run_dir: Path, step: int, nll: float | None) -> Path:

@@ -91,6 +91,15 @@ def test_triton_obeys_where_rows_are_split(law: Law) -> None:
 
 @interpreted
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(
+    "variant", [Variant(normalize=False, absent=("norm_weight",)), Variant(feature_map="relu", absent=OPTIONAL)], ids=["sums", "bare"]
+)
+def test_triton_splits_rows_in_other_variants(variant: Variant) -> None:
+    output_and_gradients_equal_fp64(replace(TRITON, num_heads=2, variant=variant), [3, SPLIT + 1], 4)
+
+
+@interpreted
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("num_splits", [FOLD_LIMIT, FOLD_LIMIT + 2], ids=["added_up_by_each_reader", "combined_once"])
 def test_triton_packs_rows_as_they_are_alone(num_splits: int) -> None:
     # alone a row's splits are cut into pieces
