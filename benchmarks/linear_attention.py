@@ -110,7 +110,7 @@ def main() -> None:
                 print({key: value for key, value in row.items() if value is not None}, flush=True)
             print(errors[-1], flush=True)
         # after each width: a long run that is stopped keeps what it has
-        plot = plot_times("linear_attention", panels(rows, [dim for dim in head_dims if dim <= head_dim]), directory=arguments.out)
+        plot = plot_times("linear_attention", panels(rows, list(dict.fromkeys(row["K"] for row in rows))), directory=arguments.out)
         tables = {"Relative error against fp64, and its budget": errors}
         command = "python " + shlex.join(sys.argv)
         print(write_report("linear_attention", rows, command, notes(ceilings), tables=tables, plots=[plot], directory=arguments.out))

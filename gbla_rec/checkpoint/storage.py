@@ -46,15 +46,19 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
     """
     final = checkpoint_path(run_dir, progress.step)
     temporary = final.with_name(TEMPORARY_PREFIX + final.name)
+    outdated = final.with_name(f"{TEMPORARY_PREFIX}old-{final.name}")
 
     def prepare() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(outdated, ignore_errors=True)
 
     def publish() -> None:
         write_progress(temporary, replace(progress, file_sizes=file_sizes(temporary), file_digests=digests))
         if final.exists():
-            shutil.rmtree(final)
+            # moved, then deleted: what is deleted half way must not look complete
+            final.rename(outdated)
         temporary.rename(final)
+        shutil.rmtree(outdated, ignore_errors=True)
 
     on_first_rank(prepare)
     try:

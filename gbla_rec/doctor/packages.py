@@ -5,6 +5,10 @@ import importlib.util
 import platform
 import re
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
 from gbla_rec.doctor.finding import Finding, ok, problem, warning
 from gbla_rec.doctor.probe import ProbeError, probe
 from gbla_rec.versions import FBGEMM_NAMES, MINOR_OFFSET, check_versions
@@ -13,7 +17,6 @@ DISTRIBUTION = "gbla-rec"
 NAMED = ("torch", "torchrec", "fbgemm-gpu", "triton", "numpy")
 """Requirements with a line of their own; the others share one."""
 PAIRING_RULE = f"torch 2.(X + {MINOR_OFFSET}) belongs to torchrec 1.X and fbgemm-gpu 1.X"
-OPERATORS = {"==": lambda a, b: a == b, ">=": lambda a, b: a >= b, "<": lambda a, b: a < b}
 
 
 def own_version() -> Finding:
@@ -135,36 +138,22 @@ def installed(name: str) -> str | None:
         return None
 
 
-def requirements(extra: str | None = None) -> dict[str, str]:
-    """Version rules by distribution, of gbla-rec or of one of its extras; nothing if gbla-rec is not installed."""
+def requirements(extra: str = "") -> dict[str, str]:
+    """Version rules by distribution, of gbla-rec or of one of its extras alone; nothing if gbla-rec is not installed."""
     if installed(DISTRIBUTION) is None:
         return {}
-    found = {}
-    for line in importlib.metadata.requires(DISTRIBUTION) or []:
-        requirement, _, marker = line.partition(";")
-        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*?)\s*$", requirement)
-        if match and marker.strip() == (f'extra == "{extra}"' if extra else ""):
-            found[match[1]] = match[2]
-    return found
+    found = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
+    if extra:
+        found = [one for one in found if one.marker is not None and not one.marker.evaluate({"extra": ""})]
+    return {one.name: str(one.specifier) for one in found if one.marker is None or one.marker.evaluate({"extra": extra})}
 
 
 def satisfies(version: str, rule: str) -> bool:
-    """Whether a version lies in a range such as ``>=2.11,<2.14``; local suffixes and pre-release marks do not matter."""
-    for part in filter(None, (part.strip() for part in rule.split(","))):
-        match = re.fullmatch(r"(==|>=|<)\s*([\d.]+)", part)
-        if match is None:
-            raise NotImplementedError(f"a version rule must consist of ==, >= and < parts, got {part!r} in {rule!r}")
-        if not OPERATORS[match[1]](_release(version), _release(match[2])):
-            return False
-    return True
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    parts = [int(part) for part in match[0].split(".")] if match else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
+    """Whether a version lies in a range such as ``>=2.11,<2.14``; a pre-release may, what is no version does not."""
+    try:
+        return SpecifierSet(rule).contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _install(name: str, rule: str) -> str:

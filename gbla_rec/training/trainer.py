@@ -65,6 +65,7 @@ class Trainer:
             context=config.model.embedding.context_features,
         )
         self.step, self.position = 0, StreamPosition()
+        self.saved_step: int | None = None
         found = checkpoints(run_dir)
         if found:
             self._resume(found[-1])
@@ -91,7 +92,9 @@ class Trainer:
             window = self._train_until(stop, batches, window, log)
             self._require_finite(window)
             if self.step < stop:
-                self._save(None)
+                # a second save of one step would drop its validation
+                if self.step != self.saved_step:
+                    self._save(None)
                 log.message(f"SIGTERM: saved step {self.step} of {self.run_dir}; train with --resume to go on")
                 raise SystemExit(EXIT_STATUS)
             paused = time.monotonic()
@@ -189,6 +192,7 @@ class Trainer:
             validation_nll=validation_nll,
         )
         save_checkpoint(self.run_dir, self.model, self.optimizer.state_tensors(), progress)
+        self.saved_step = self.step
         training = self.config.training
         on_first_rank(lambda: prune_checkpoints(self.run_dir, training.keep_last, training.keep_best))
 
@@ -202,6 +206,7 @@ class Trainer:
         load_checkpoint(checkpoint, self.model, state)
         self.optimizer.load_state_tensors(state, checkpoint.progress.step)
         self.step, self.position = checkpoint.progress.step, checkpoint.progress.position
+        self.saved_step = self.step
 
 
 def _next_multiple(step: int, every: int) -> int:

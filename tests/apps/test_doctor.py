@@ -192,6 +192,7 @@ def test_a_missing_package_is_named(versions: Any) -> None:
         ("0.7.1", "==0.7.0", False),
         ("2.12.1a0+git1234", "<2.14,>=2.11", True),
         ("1.0", "", True),
+        ("unknown", ">=1", False),
     ],
 )
 def test_ranges_are_compared_by_number(version: str, rule: str, is_inside: bool) -> None:

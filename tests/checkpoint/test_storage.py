@@ -68,6 +68,8 @@ def test_weights_are_bit_exact_on_any_ranks_and_damage_is_refused_by_name(run_ra
             assert torch.equal(first[name], value), (name, sharding)
     assert any("item_hash_0" in name for name in alone)
 
+    progress = checkpoints(Path(run_dir))[-1].progress
+    assert progress.file_digests.keys() == progress.file_sizes.keys() and len(progress.file_sizes) >= 3
     newest = checkpoints(Path(run_dir))[-1].path
     shard = next(newest.glob("*.distcp"))
     content = shard.read_bytes()
@@ -126,6 +128,50 @@ def test_a_full_disk_on_one_rank_loses_nothing_that_was_saved(run_ranks: Any, ti
     assert not list(run_dir.glob("checkpoints/.tmp-*"))
     assert run_ranks(resume_run, 2, config)[0] == str(run_dir)
     assert checkpoints(run_dir)[-1].progress.step == config.training.num_steps
+
+
+def train_until_asked_to_stop(rank: int, world_size: int, config: RunConfig, num_batches: int) -> object:
+    """Train as if SIGTERM came before batch ``num_batches``; returns the exit status."""
+    from gbla_rec.training import preemption, trainer
+
+    calls = iter(range(num_batches))
+    preemption.StopRequest.is_due = lambda self: next(calls, None) is None  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train(config, device=CPU)
+    return stopped.value.code
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.parametrize(("num_batches", "saved"), [(3, [2, 3]), (4, [2, 3, 4]), (5, [2, 3, 4, 5])])
+def test_a_stop_saves_once_and_keeps_what_validation_found(run_ranks: Any, tiny_run: Any, num_batches: int, saved: list[int]) -> None:
+    # saved after 2, 3 (with a validation), 4 and 6 steps
+    training = dataclasses.replace(tiny_run().training, keep_last=9)
+    config = tiny_run(training=training)
+    assert run_ranks(train_until_asked_to_stop, 1, config, num_batches) == [143]
+    from gbla_rec import workspace
+
+    found = checkpoints(workspace.latest_run_dir(config.name))
+    assert [checkpoint.progress.step for checkpoint in found] == saved
+    assert found[1].progress.validation_nll is not None
+
+
+def save_twice(rank: int, world_size: int, config: RunConfig) -> str:
+    from gbla_rec.checkpoint.storage import load_checkpoint
+    from gbla_rec.training import trainer
+
+    run_dir = trainer.train(config, device=CPU)
+    parts = trainer.RunParts.open(config, CPU)
+    again = trainer.Trainer(parts, run_dir)
+    again._save(1.5)
+    load_checkpoint(checkpoints(run_dir)[-1], parts.model, None)
+    return str(run_dir)
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_a_step_saved_again_replaces_the_first(run_ranks: Any, tiny_run: Any) -> None:
+    run_dir = Path(run_ranks(save_twice, 2, tiny_run())[0])
+    assert checkpoints(run_dir)[-1].progress.validation_nll == 1.5
+    assert not list(run_dir.glob("checkpoints/.tmp-*"))
 
 
 def make(run_dir: Path, step: int, nll: float | None) -> Path:
