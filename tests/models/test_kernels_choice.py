@@ -11,7 +11,8 @@ from gbla_kernels.causal_conv1d.forward import MAX_TAPS
 from gbla_kernels.cross_attention import launch_config as cross_attention
 from gbla_kernels.linear_attention import launch_config as linear_attention
 from gbla_rec.checkpoint import run_parts
-from gbla_rec.config import TRITON_MAX_CONV_WIDTH, TRITON_MAX_HEAD_DIM, DecoderConfig, EncoderConfig, ModelConfig
+from gbla_rec.config import DecoderConfig, EncoderConfig, ModelConfig
+from gbla_rec.config.model import TRITON_MAX_CONV_WIDTH, TRITON_MAX_HEAD_DIM
 from gbla_rec.recipes import recipe
 from gbla_rec.training.trainer import train
 

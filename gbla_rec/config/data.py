@@ -1,0 +1,102 @@
+"""Preparing a dataset, and how histories become training batches."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gbla_rec.config.rules import require, require_choice, require_plain_name, require_positive
+
+SplitKind = Literal["leave_last", "temporal"]
+TieRule = Literal["together", "ordered"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitConfig:
+    """Which events of a history are for training, validation and test.
+
+    ``leave_last`` takes the last ``num_targets`` events of each user as test targets and the ``num_targets`` before
+    them as validation targets (1 is the classical leave-one-out). ``temporal`` takes the events at or after
+    ``test_time`` as test and those in ``[validation_time, test_time)`` as validation; without times, the quantiles
+    ``1 - 2 * temporal_fraction`` and ``1 - temporal_fraction`` of all timestamps are used.
+    """
+
+    kind: SplitKind = "leave_last"
+    num_targets: int = 1
+    ties: TieRule = "together"
+    """``together`` moves a cut back to the first event of its timestamp, so that tied events stay on one side;
+    ``ordered`` trusts the order of the file."""
+    validation_time: int | None = None
+    test_time: int | None = None
+    temporal_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_choice(self, "kind", SplitKind)
+        require_choice(self, "ties", TieRule)
+        require_positive(self, "num_targets")
+        require(0 < self.temporal_fraction < 0.5, "SplitConfig.temporal_fraction", "lie in (0, 0.5)", self.temporal_fraction)
+        both = (self.validation_time is None) == (self.test_time is None)
+        require(both, "SplitConfig.validation_time", "be given together with test_time", self.validation_time)
+        if self.validation_time is not None and self.test_time is not None:
+            require(self.validation_time < self.test_time, "SplitConfig.validation_time", "lie before test_time", self.validation_time)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """From an event log to a prepared dataset."""
+
+    name: str
+    """Name of the prepared dataset inside the workspace."""
+    events: Path
+    """A Parquet or CSV file, or a directory of them: one event a row, or one user a row with ``sequence_column``."""
+    items: Path | None = None
+    """Optional item table (Parquet or CSV) with ``item_column`` and text columns."""
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    timestamp_column: str = "timestamp"
+    """Integer (any unit), or a date/datetime, or an ISO-8601 string."""
+    sequence_column: str | None = None
+    """If set, the log is already grouped: this column lists each user's items, oldest first."""
+    context_columns: tuple[str, ...] = ()
+    """Categorical columns of the events (rating, event type, ...)."""
+    text_columns: tuple[str, ...] = ()
+    """Columns of the item table to keep; the first one is the title. Empty: every string column."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    max_events_per_shard: int = 2_000_000
+    """Bounds the memory of preparation and of the training reader: one shard is read at a time."""
+
+    def __post_init__(self) -> None:
+        require_plain_name("PrepareConfig.name", self.name)
+        require_positive(self, "max_events_per_shard")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """How histories become training samples and global batches.
+
+    Each epoch cuts a history of n training events in about ``n / targets_per_cut`` places; the encoder reads the
+    events before the cut and the decoder predicts the ``targets_per_cut`` events after it.
+    """
+
+    tokens_per_batch: int = 65_536
+    """Global token budget: history events of one optimiser step, over all ranks."""
+    max_history_length: int = 8_192
+    """The encoder reads at most this many most recent events."""
+    targets_per_cut: int = 32
+    max_cuts_per_history: int = 64
+    min_history_length: int = 1
+    """A cut leaves at least this many events to read."""
+    oversized: Literal["refuse", "own_batch"] = "refuse"
+    """A sample longer than ``tokens_per_batch``: refuse it by name, or make it its own batch."""
+    linear_cost: float = 1.0
+    quadratic_cost: float = 1.0 / 8_192
+    """Ranks share a global batch by ``linear_cost * sum(T) + quadratic_cost * sum(T^2)``."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "tokens_per_batch", "max_history_length", "targets_per_cut", "max_cuts_per_history")
+        require(self.min_history_length >= 0, "StreamConfig.min_history_length", "not be negative", self.min_history_length)
+        require(
+            self.linear_cost >= 0 and self.quadratic_cost >= 0,
+            "StreamConfig costs",
+            "not be negative",
+            (self.linear_cost, self.quadratic_cost),
+        )

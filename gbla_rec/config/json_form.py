@@ -1,0 +1,50 @@
+"""Configs as JSON and back, and how two of them differ."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from gbla_rec.config.rules import require
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_json(config: Any) -> str:
+    """The config as indented JSON; ``from_json`` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n"
+
+
+def from_json(kind: type[ConfigT], text: str) -> ConfigT:
+    """Rebuild a config of class ``kind`` from ``to_json``'s text.
+
+    Raises:
+        ValueError: if the text names a field that ``kind`` lacks, or a value breaks a rule of the config.
+    """
+    return cast(ConfigT, _build(kind, json.loads(text), kind.__name__))
+
+
+def differing_fields(first: object, second: object, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two configs of one class differ."""
+    assert dataclasses.is_dataclass(first)
+    names = []
+    for item in dataclasses.fields(first):
+        left, right = getattr(first, item.name), getattr(second, item.name)
+        if dataclasses.is_dataclass(left):
+            names += differing_fields(left, right, f"{prefix}{item.name}.")
+        elif left != right:
+            names.append(prefix + item.name)
+    return names
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        require(not unknown, where, f"have only the fields {sorted(hints)}", unknown)
+        return cast(Any, kind)(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    if get_origin(kind) is tuple:
+        return tuple(_build(get_args(kind)[0], item, where) for item in value)
+    if value is not None and Path in (kind, *get_args(kind)):
+        return Path(value)
+    return value

@@ -1,0 +1,143 @@
+"""Tables, encoder and decoder."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gbla_rec.config.rules import require, require_choice, require_positive
+
+Direction = Literal["bidirectional", "causal"]
+FeatureMap = Literal["elu1", "relu"]
+Kernels = Literal["reference", "triton"]
+Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
+PATTERN_LETTERS = "SGW"
+TRITON_MAX_CONV_WIDTH = 8
+"""Taps of a convolution that the Triton kernels hold."""
+TRITON_MAX_HEAD_DIM = 256
+"""Width of a head that they hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingConfig:
+    """Multi-hash item tables and context tables, all sharded by TorchRec."""
+
+    num_hashes: int = 2
+    rows_per_table: int = 1 << 20
+    dim: int = 64
+    """Width of one row; TorchRec's EmbeddingCollection wants one width for all tables."""
+    hash_seed: int = 0
+    context_features: tuple[str, ...] = ()
+    """Context columns of the prepared dataset that are embedded."""
+    semantic_code_dim: int = 32
+    """Width of one semantic-ID code's embedding on the history side; 0 leaves the codes out."""
+    sharding: Sharding = "auto"
+
+    def __post_init__(self) -> None:
+        require_choice(self, "sharding", Sharding)
+        require_positive(self, "num_hashes", "rows_per_table", "dim")
+        require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """The hybrid encoder: one letter of ``pattern`` per layer, and the switches of the paper's ablations."""
+
+    model_dim: int = 512
+    num_heads: int = 8
+    pattern: str = "SGG"
+    """``S`` softmax attention, ``G`` gated bidirectional linear attention, ``W`` softmax attention in a window."""
+    num_repeats: int = 1
+    ffn_dim: int | None = None
+    """SwiGLU width; None: 8/3 of model_dim, rounded up to a multiple of 64."""
+    conv: bool = True
+    conv_width: int = 4
+    key_gate: bool = True
+    output_gate: bool = True
+    direction: Direction = "bidirectional"
+    feature_map: FeatureMap = "elu1"
+    rope_base: float = 10_000.0
+    window: int = 256
+    """Tokens that a ``W`` layer sees on each side of a token; only those before it where the direction is causal."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_choice(self, "direction", Direction)
+        require_choice(self, "feature_map", FeatureMap)
+        require_positive(self, "model_dim", "num_heads", "num_repeats", "conv_width", "window")
+        require(self.rope_base > 1, "EncoderConfig.rope_base", "be above 1", self.rope_base)
+        require(self.ffn_dim is None or self.ffn_dim > 0, "EncoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
+        require(
+            self.model_dim % (2 * self.num_heads) == 0,
+            "EncoderConfig.model_dim",
+            "be a multiple of 2 * num_heads (RoPE turns pairs)",
+            (self.model_dim, self.num_heads),
+        )
+        require(
+            bool(self.pattern) and set(self.pattern) <= set(PATTERN_LETTERS),
+            "EncoderConfig.pattern",
+            f"use the letters {PATTERN_LETTERS!r}",
+            self.pattern,
+        )
+        require(0 <= self.dropout < 1, "EncoderConfig.dropout", "lie in [0, 1)", self.dropout)
+
+    @property
+    def layers(self) -> str:
+        """One letter per layer, first layer first."""
+        return self.pattern * self.num_repeats
+
+    @property
+    def resolved_ffn_dim(self) -> int:
+        """Width of the SwiGLU hidden layer."""
+        return self.ffn_dim if self.ffn_dim is not None else -(-8 * self.model_dim // (3 * 64)) * 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """The one-layer decoder of semantic IDs."""
+
+    num_heads: int = 8
+    ffn_dim: int | None = None
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_heads")
+        require(self.ffn_dim is None or self.ffn_dim > 0, "DecoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
+        require(0 <= self.label_smoothing < 1, "DecoderConfig.label_smoothing", "lie in [0, 1)", self.label_smoothing)
+        require(0 <= self.dropout < 1, "DecoderConfig.dropout", "lie in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Tables, encoder and decoder."""
+
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    kernels: Kernels = "reference"
+    """``triton``: the fused GPU kernels of linear attention, convolution, rotary embedding and cross-attention, on CUDA only;
+    ``reference``: plain torch, anywhere."""
+
+    def __post_init__(self) -> None:
+        require_choice(self, "kernels", Kernels)
+        require(
+            self.encoder.model_dim % self.decoder.num_heads == 0,
+            "DecoderConfig.num_heads",
+            "divide EncoderConfig.model_dim",
+            self.decoder.num_heads,
+        )
+        obstacle = self._triton_obstacle()
+        require(self.kernels == "reference" or obstacle is None, "ModelConfig.kernels", f"be 'reference' where {obstacle}", self.kernels)
+
+    def _triton_obstacle(self) -> str | None:
+        """The first setting for which there is no Triton kernel."""
+        encoder, decoder = self.encoder, self.decoder
+        has_linear = "G" in encoder.pattern
+        if encoder.direction == "causal":
+            return "EncoderConfig.direction is 'causal', which has no Triton kernel"
+        if has_linear and encoder.conv and encoder.conv_width > TRITON_MAX_CONV_WIDTH:
+            return f"EncoderConfig.conv_width is {encoder.conv_width}: there are Triton kernels up to {TRITON_MAX_CONV_WIDTH}"
+        for name, heads in (("EncoderConfig", encoder.num_heads if has_linear else None), ("DecoderConfig", decoder.num_heads)):
+            if heads is not None and encoder.model_dim // heads > TRITON_MAX_HEAD_DIM:
+                width = encoder.model_dim // heads
+                return f"model_dim / {name}.num_heads is {width}: there are Triton kernels for heads up to {TRITON_MAX_HEAD_DIM}"
+        return None

@@ -1,0 +1,32 @@
+"""One run, complete."""
+
+from dataclasses import dataclass, field
+
+from gbla_rec.config.data import StreamConfig
+from gbla_rec.config.evaluation import EvaluationConfig
+from gbla_rec.config.model import ModelConfig
+from gbla_rec.config.rules import require_plain_name
+from gbla_rec.config.semantic_ids import SemanticIdConfig
+from gbla_rec.config.training import OptimizerConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One training run, complete: dataset, semantic IDs, model, stream, optimiser, evaluation."""
+
+    name: str
+    """Name of the run's directory in the workspace; evaluate and recommend find it by this name."""
+    dataset: str
+    """Name of a prepared dataset in the workspace."""
+    seed: int = 0
+    """Of the initial weights, the order of samples and dropout."""
+    semantic_ids: SemanticIdConfig = field(default_factory=SemanticIdConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        for argument, value in (("name", self.name), ("dataset", self.dataset)):
+            require_plain_name(f"RunConfig.{argument}", value)

@@ -1,0 +1,47 @@
+"""Optimisers, and the length of a run."""
+
+from dataclasses import dataclass
+
+from gbla_rec.config.rules import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Fused row-wise Adagrad for the tables, AdamW with warm-up and cosine decay for the rest."""
+
+    table_learning_rate: float = 0.05
+    table_eps: float = 1e-8
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    warmup_steps: int = 100
+    final_learning_rate_fraction: float = 0.05
+    clip_grad_norm: float = 1.0
+    """Global norm of the dense gradients; the fused tables step inside backward and are not clipped."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "table_learning_rate", "table_eps", "learning_rate", "clip_grad_norm")
+        require(self.weight_decay >= 0, "OptimizerConfig.weight_decay", "not be negative", self.weight_decay)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require(0 <= beta < 1, f"OptimizerConfig.{name}", "lie in [0, 1)", beta)
+        final = self.final_learning_rate_fraction
+        require(0 <= final <= 1, "OptimizerConfig.final_learning_rate_fraction", "lie in [0, 1]", final)
+        require(self.warmup_steps >= 0, "OptimizerConfig.warmup_steps", "not be negative", self.warmup_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Length of a run, and when it validates, logs and saves."""
+
+    num_steps: int = 10_000
+    validate_every: int = 1_000
+    validation_users: int = 1_024
+    """A fixed sample of users (drawn from the seed) whose NLL chooses the checkpoints."""
+    save_every: int = 1_000
+    keep_last: int = 2
+    keep_best: int = 2
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_steps", "validate_every", "validation_users", "save_every", "keep_last", "keep_best", "log_every")
