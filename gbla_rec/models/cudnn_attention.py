@@ -42,12 +42,17 @@ FRONTEND_VERSION = _frontend_version()
 
 def has_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """True if ``cudnn_attention`` exists for such heads: a rule of versions, device, dtype and width, never a trial."""
-    return has_dense_cudnn_kernel(device, dtype, head_dim) and FRONTEND_VERSION >= MIN_FRONTEND
+    return has_dense_cudnn_kernel(device, dtype, head_dim) and _frontend_fits(FRONTEND_VERSION, torch.backends.cudnn.version() or 0)
 
 
 def has_dense_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """True if cuDNN's fused kernel exists for such heads in dense batches, where torch calls it by itself."""
     return dtype in DTYPES and head_dim % ALIGNMENT == 0 and head_dim <= MAX_HEAD_DIM and _has_cudnn(device)
+
+
+def _frontend_fits(frontend: tuple[int, ...], backend: int) -> bool:
+    # 1.23 and later set an attribute of reshapes in every backward, which cuDNN refuses before 9.22
+    return frontend >= MIN_FRONTEND and (frontend < (1, 23) or backend >= 92200)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 SPLIT = 256
 """Tokens of a split of rows up to ``SHORT_SPLITS_UP_TO``; a row of no more tokens is not split at all."""
+TINY_ROW_LIMITS = (16, 32, 64)
+"""A row of no more tokens than one of these is done in one block of so many tokens, without a state."""
 SHORT_SPLITS_UP_TO = 1536
 """Rows up to here are split finely: alone in a batch, they would leave most of the GPU idle otherwise."""
 LONG_SPLIT = 512
@@ -34,10 +36,13 @@ def split_lengths(lengths: Tensor) -> Tensor:
 class RowSplits:
     """Rows of at most ``short_limit`` tokens, each done by one program, and the splits of all longer rows.
 
-    Every table has at least one entry, so that a grid is never empty: an entry with ``start == stop`` means nothing to do.
+    Every table has at least two entries, so that a grid is never empty and a compiler, which treats sizes 0 and 1 apart, sees one case:
+    an entry with ``start == stop`` means nothing to do.
 
     Attributes:
         short_rows: ``(S, 2)`` int64: first token and end of each short row.
+        class_ends: the rows of at most ``TINY_ROW_LIMITS[i]`` tokens end at entry ``class_ends[i]`` of ``short_rows``, the longer ones
+            at ``class_ends[-1]``; None where rows stand in the order of the batch.
         splits: ``(Z, 3)`` int64: slot of the row, first token and end of each split; splits of a row lie side by side.
         slot_offsets: ``(G + 1,)`` int64: splits of slot ``g`` are ``slot_offsets[g]:slot_offsets[g + 1]``. A slot is a row
             that is split, counted without the others.
@@ -50,6 +55,7 @@ class RowSplits:
     slot_offsets: Tensor
     has_short: bool
     has_splits: bool
+    class_ends: tuple[int, ...] | None
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, *, short_limit: int = SPLIT) -> "RowSplits":
@@ -57,16 +63,20 @@ class RowSplits:
         stops = lengths.cumsum(0)
         starts = stops - lengths
         is_short = (lengths > 0) & (lengths <= short_limit)
-        short_rows = torch.stack((starts[is_short], stops[is_short]), dim=1)
+        classes = torch.bucketize(lengths[is_short], torch.tensor(TINY_ROW_LIMITS))
+        class_ends = torch.bincount(classes, minlength=len(TINY_ROW_LIMITS) + 1).cumsum(0)
+        short_rows = torch.stack((starts[is_short], stops[is_short]), dim=1)[classes.argsort(stable=True)]
         is_long = lengths > max(short_limit, 0)
         starts, stops, sizes = starts[is_long], stops[is_long], split_lengths(lengths[is_long])
         counts = (stops - starts + sizes - 1) // sizes
         slots = torch.repeat_interleave(counts)
-        slot_offsets = torch.zeros(max(len(counts), 1) + 1, dtype=torch.int64)
+        slot_offsets = torch.zeros(max(len(counts), 2) + 1, dtype=torch.int64)
         slot_offsets[1 : len(counts) + 1] = counts.cumsum(0)
+        slot_offsets[len(counts) + 1 :] = counts.sum()
         first = starts[slots] + (torch.arange(len(slots)) - slot_offsets[slots]) * sizes[slots]
         splits = torch.stack((slots, first, torch.minimum(first + sizes[slots], stops[slots])), dim=1)
-        return cls(_at_least_one(short_rows), _at_least_one(splits), slot_offsets, len(short_rows) > 0, len(splits) > 0)
+        has_short, has_splits = len(short_rows) > 0, len(splits) > 0
+        return cls(_at_least_two(short_rows), _at_least_two(splits), slot_offsets, has_short, has_splits, tuple(class_ends.tolist()))
 
     @classmethod
     def on_device(cls, offsets: Tensor, num_tokens: int, *, short_limit: int = SPLIT) -> "RowSplits":
@@ -86,8 +96,9 @@ class RowSplits:
         sizes = split_lengths(stops - starts)
         counts = torch.where(is_long[order], (stops - starts + sizes - 1) // sizes, 0)
         ends = counts.cumsum(0)
-        slot_offsets = torch.zeros(max(max_slots, 1) + 1, dtype=torch.int64, device=offsets.device)
+        slot_offsets = torch.zeros(max(max_slots, 2) + 1, dtype=torch.int64, device=offsets.device)
         slot_offsets[1 : max_slots + 1] = ends
+        slot_offsets[max_slots + 1 :] = counts.sum()
         index = torch.arange(max_splits, device=offsets.device)
         slots = torch.searchsorted(ends, index, right=True).clamp(max=max(max_slots - 1, 0))
         is_used = index < slot_offsets[-1]
@@ -97,17 +108,17 @@ class RowSplits:
             splits = torch.stack((slots, first, torch.where(is_used, last, first)), dim=1)
         else:
             splits = offsets.new_zeros(0, 3)
-        return cls(_at_least_one(short_rows), _at_least_one(splits), slot_offsets, num_rows > 0 and short_limit > 0, max_slots > 0)
+        return cls(_at_least_two(short_rows), _at_least_two(splits), slot_offsets, num_rows > 0 and short_limit > 0, max_slots > 0, None)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "RowSplits":
         """The same tables with ``function`` applied to each tensor."""
         tables = (function(self.short_rows), function(self.splits), function(self.slot_offsets))
-        return RowSplits(*tables, self.has_short, self.has_splits)
+        return RowSplits(*tables, self.has_short, self.has_splits, self.class_ends)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``short_rows``, ``splits``, ``slot_offsets``."""
         return self.short_rows, self.splits, self.slot_offsets
 
 
-def _at_least_one(table: Tensor) -> Tensor:
-    return table if table.shape[0] else table.new_zeros(1, table.shape[1])
+def _at_least_two(table: Tensor) -> Tensor:
+    return table if table.shape[0] > 1 else torch.cat((table, table.new_zeros(2 - table.shape[0], table.shape[1])))

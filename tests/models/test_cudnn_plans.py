@@ -197,3 +197,11 @@ def test_the_choice_of_kernel_is_a_constant_to_the_compiler() -> None:
 
     compiled = torch.compile(chosen, fullgraph=True, dynamic=True, backend="aot_eager")
     assert torch.equal(compiled(torch.ones(5, 2, 16).bfloat16()), torch.full((5, 2, 16), 3.0).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("frontend", "backend", "fits"),
+    [((1, 17), 91900, False), ((1, 18), 91900, True), ((1, 22), 91900, True), ((1, 23), 91900, False), ((1, 25), 92200, True)],
+)
+def test_a_frontend_that_cudnn_refuses_is_not_used(frontend: tuple[int, int], backend: int, fits: bool) -> None:
+    assert module._frontend_fits(frontend, backend) == fits

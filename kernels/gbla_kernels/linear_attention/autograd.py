@@ -184,12 +184,13 @@ def _dense(x: Tensor) -> Tensor:
 def _eager_work(splits: RowSplits, num_heads: int, use_relu: bool, normalize: bool, eps: float) -> Work:
     num_splits = splits.splits.shape[0]
     pieces = min(max(WANTED_PROGRAMS // (num_splits * num_heads), 1), MAX_PIECES)
-    return Work(*splits.tensors(), splits.has_short, splits.has_splits, num_splits <= FOLD_LIMIT, pieces, use_relu, normalize, eps)
+    has = (splits.has_short, splits.has_splits, splits.class_ends)
+    return Work(*splits.tensors(), *has, num_splits <= FOLD_LIMIT, pieces, use_relu, normalize, eps)
 
 
 def _traced_work(short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float) -> Work:
     # no branch on a size that may be symbolic: every kernel is launched, none folded or cut
-    return Work(short_rows, splits, slot_offsets, True, True, False, 1, use_relu, normalize, eps)
+    return Work(short_rows, splits, slot_offsets, True, True, None, False, 1, use_relu, normalize, eps)
 
 
 # --- registered ops: functional, of tensors and plain values --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 import triton
 
 from gbla_kernels.dispatch import INTERPRETED
+from gbla_kernels.row_splits import TINY_ROW_LIMITS
 
 MAX_WIDTH = 256
 """Largest key and value width."""
@@ -32,6 +33,7 @@ class LaunchConfig:
         key_block: keys of a slice of the state; ``key_block * num_key_blocks >= K``.
         num_key_blocks: 1, unless K is so large that a state does not fit a program; then there is no path for short rows.
         value_block: ``V`` rounded up to a power of two.
+        tiny_rows: one for each of ``TINY_ROW_LIMITS``.
     """
 
     key_block: int
@@ -39,9 +41,11 @@ class LaunchConfig:
     value_block: int
     state: KernelConfig
     output: KernelConfig
+    tiny_rows: tuple[KernelConfig, ...]
     row: KernelConfig
     query_backward: KernelConfig
     key_backward: KernelConfig
+    tiny_rows_backward: tuple[KernelConfig, ...]
     row_backward: KernelConfig
 
 
@@ -58,10 +62,10 @@ _HALF = {
     64: {
         "state": _kernel(32, 4, 5),
         "output": _kernel(64, 4, 3),
-        "row": _kernel(16, 1, 1),
+        "row": _kernel(64, 4, 2),
         "query_backward": _kernel(64, 4, 3),
         "key_backward": _kernel(64, 4, 3),
-        "row_backward": _kernel(16, 2, 1),
+        "row_backward": _kernel(64, 4, 1),
     },
     128: {
         "state": _kernel(32, 4, 3),
@@ -74,6 +78,13 @@ _HALF = {
 }
 # operands of four bytes: fp32, fp16, and states too large for one program
 _FULL = {64: _same(_kernel(32, 4, 2)), 128: _same(_kernel(32, 8, 1)), 256: _same(_kernel(16, 8, 1))}
+# warps by the same width, for each of TINY_ROW_LIMITS
+_TINY_WARPS = {64: (1, 2, 4), 128: (2, 4, 4), 256: (4, 4, 8)}
+_TINY_BACKWARD_WARPS = {64: (1, 2, 4), 128: (2, 4, 8), 256: (4, 8, 8)}
+
+
+def _tiny(num_warps: tuple[int, ...]) -> tuple[KernelConfig, ...]:
+    return tuple(_kernel(limit, warps, 1) for limit, warps in zip(TINY_ROW_LIMITS, num_warps, strict=True))
 
 
 @lru_cache(maxsize=256)
@@ -89,4 +100,11 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype) -> LaunchCon
     if INTERPRETED:
         # cost follows the number of blocks
         kernels = _same(_kernel(64, 4, 1))
-    return LaunchConfig(key_block=key_block, num_key_blocks=-(-key_dim // key_block), value_block=value_block, **kernels)
+    return LaunchConfig(
+        key_block=key_block,
+        num_key_blocks=-(-key_dim // key_block),
+        value_block=value_block,
+        tiny_rows=_tiny(_TINY_WARPS[width]),
+        tiny_rows_backward=_tiny(_TINY_BACKWARD_WARPS[width]),
+        **kernels,
+    )

@@ -2,6 +2,7 @@
 
 # L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from gbla_kernels.linear_attention.query_backward import query_backward_kernel
 from gbla_kernels.linear_attention.short_rows import row_backward_kernel, row_kernel
 from gbla_kernels.linear_attention.state import combine_states_kernel, state_kernel
 from gbla_kernels.linear_attention.state_gradient import combine_gradients_kernel
+from gbla_kernels.linear_attention.tiny_rows import tiny_row_kernel
+from gbla_kernels.linear_attention.tiny_rows_backward import tiny_row_backward_kernel
+from gbla_kernels.row_splits import TINY_ROW_LIMITS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +29,7 @@ class Work:
     """Which rows, how their work is shared out, and the switches of the op that kernels are specialised on.
 
     Attributes:
+        class_ends: where the classes of short rows end in ``short_rows``, or None.
         fold: whether every reader of a row's state adds up the partial states itself.
         pieces: programs per split where tokens do not depend on each other.
     """
@@ -34,6 +39,7 @@ class Work:
     slot_offsets: Tensor
     has_short: bool
     has_splits: bool
+    class_ends: tuple[int, ...] | None
     fold: bool
     pieces: int
     use_relu: bool
@@ -101,13 +107,15 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
     weight = x.query if norm_weight is None else norm_weight
     key_strides = (*_strides(x.key), *_strides(x.value), *_strides(x.key_gate))
     if work.has_short and config.num_key_blocks == 1:
-        run(row_kernel, (work.short_rows.shape[0] * num_heads,))(
-            *(x.query, x.key, x.value, key_gate, output_gate, weight, out, work.short_rows),
-            *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(out)),
-            *(num_heads, work.eps),
-            **output_flags | gate_flags,
-            **_options(x, config.row, config, slices=False),
-        )
+        for rows, _, longer_than, is_tiny, kernel in _short_rows(work, config.tiny_rows, config.row):
+            run(tiny_row_kernel if is_tiny else row_kernel, (rows.shape[0] * num_heads,))(
+                *(x.query, x.key, x.value, key_gate, output_gate, weight, out, rows),
+                *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(out)),
+                *(num_heads, work.eps),
+                LONGER_THAN=longer_than,
+                **output_flags | gate_flags,
+                **_options(x, kernel, config, slices=False),
+            )
     if work.has_splits:
         partial = new_states(x, num_splits)
         run(state_kernel, (num_splits * num_heads * config.num_key_blocks,))(
@@ -152,13 +160,12 @@ def run_backward(
     num_short = work.short_rows.shape[0]
     has_short = work.has_short and config.num_key_blocks == 1
     key_flags = {"HAS_GATE": x.key_gate is not None, "RELU": work.use_relu, "DOT": dot}
-    query_flags = {
+    output_flags = {
         "HAS_OUTPUT_GATE": x.output_gate is not None,
         "HAS_NORM": norm_weight is not None,
         "NORMALIZE": work.normalize,
         "RELU": work.use_relu,
         "DOT": dot,
-        "IS_TRACED": run is traced_launch,
     }
     key_gate = x.key if x.key_gate is None else x.key_gate
     d_key_gate = gradients.key if gradients.key_gate is None else gradients.key_gate
@@ -172,15 +179,18 @@ def run_backward(
     num_shares = (num_splits if work.has_splits else 0) + (num_short if has_short else 0)
     d_weights = states.state.new_empty(num_shares if norm_weight is not None else 0, num_heads, value_dim)
     if has_short:
-        run(row_backward_kernel, (num_short * num_heads,))(
-            *(x.query, x.key, x.value, key_gate, output_gate, weight, d_out),
-            *(gradients.query, gradients.key, gradients.value, d_key_gate, d_output_gate, d_weights, work.short_rows),
-            *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(d_out)),
-            *(*_strides(gradients.query), *d_key_strides, *_strides(gradients.output_gate)),
-            *(num_heads, work.eps),
-            **query_flags | key_flags,
-            **_options(x, config.row_backward, config, slices=False),
-        )
+        for rows, first, longer_than, is_tiny, kernel in _short_rows(work, config.tiny_rows_backward, config.row_backward):
+            run(tiny_row_backward_kernel if is_tiny else row_backward_kernel, (rows.shape[0] * num_heads,))(
+                *(x.query, x.key, x.value, key_gate, output_gate, weight, d_out),
+                *(gradients.query, gradients.key, gradients.value, d_key_gate, d_output_gate, d_weights, rows, first),
+                *(*_strides(x.query), *key_strides, *_strides(x.output_gate), *_strides(d_out)),
+                *(*_strides(gradients.query), *d_key_strides, *_strides(gradients.output_gate)),
+                *(num_heads, work.eps),
+                LONGER_THAN=longer_than,
+                **output_flags | key_flags,
+                **({} if is_tiny else {"IS_TRACED": run is traced_launch}),
+                **_options(x, kernel, config, slices=False),
+            )
     if work.has_splits:
         partial = new_states(x, num_splits)
         d_states = new_states(x, num_slots)
@@ -193,7 +203,8 @@ def run_backward(
             num_short if has_short else 0,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
             *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, work.eps),
-            **query_flags,
+            **output_flags,
+            IS_TRACED=run is traced_launch,
             **_options(x, config.query_backward, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)
@@ -217,6 +228,19 @@ def run_backward(
             **_options(x, config.key_backward, config),
         )
     return None if norm_weight is None else d_weights.sum(0).to(norm_weight.dtype)
+
+
+def _short_rows(work: Work, tiny: tuple[KernelConfig, ...], longer: KernelConfig) -> Iterator[tuple[Tensor, int, int, bool, KernelConfig]]:
+    """Entries of each class of short rows, index of the first, tokens that its rows exceed, whether it is tiny, launch parameters."""
+    bounds = (0, *TINY_ROW_LIMITS)
+    for i, kernel in enumerate((*tiny, longer)):
+        if work.class_ends is None:
+            # any order: every launch looks for its rows
+            yield work.short_rows, 0, bounds[i], i < len(tiny), kernel
+        else:
+            first, end = work.class_ends[i - 1] if i else 0, work.class_ends[i]
+            if first < end:
+                yield work.short_rows[first:end], first, bounds[i], i < len(tiny), kernel
 
 
 def new_states(x: Inputs, count: Any) -> RowStates:

@@ -7,7 +7,6 @@
 import triton
 import triton.language as tl
 
-from gbla_kernels.elementwise import sigmoid
 from gbla_kernels.linear_attention.elementwise import (
     add_rows,
     dot_rows,
@@ -19,7 +18,7 @@ from gbla_kernels.linear_attention.elementwise import (
     round_to,
     two_columns,
 )
-from gbla_kernels.linear_attention.output import normalized
+from gbla_kernels.linear_attention.output_gradient import output_gradient
 from gbla_kernels.linear_attention.state import load_state
 from gbla_kernels.linear_attention.state_gradient import store_state_gradient
 
@@ -122,8 +121,7 @@ def query_backward(
     d_norm_weight = tl.zeros([BV, 16], tl.float32)
     brackets = tl.zeros([BT], tl.float32)
     rows = dot_rows(BT, BV, DOT)
-    if HAS_NORM:
-        norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
+    norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32) if HAS_NORM else 0.0
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
@@ -163,35 +161,15 @@ def query_backward(
             )
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
             phi = round_like(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), rows, DOT, IS_TRACED)
-        factor = normalized(u, c, eps, V, NORMALIZE, HAS_NORM)
-        d_y = d_y.to(tl.float32)
-        weighted = d_y * norm_weight[None, :] if HAS_NORM else d_y
-        if HAS_OUTPUT_GATE:
-            z = z.to(tl.float32)
-            gate = sigmoid(z)
-            silu = z * gate
-            d_gate = weighted * (u * factor[:, None]) * (gate + silu - silu * gate)
-            p_d_gate = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
-            tl.store(p_d_gate, d_gate.to(p_d_output_gate.dtype.element_ty), mask=m_tv & (i_slice == 0))
-            d_y = d_y * silu
-            d_normed = weighted * silu
-        else:
-            d_normed = weighted
+        if not HAS_OUTPUT_GATE:
+            z = d_y
+        p_dz = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
+        d_u, d_c, weight_share = output_gradient(
+            *(u, c, d_y.to(tl.float32), z.to(tl.float32), norm_weight, p_dz, m_tv & (i_slice == 0)),
+            *(eps, V, HAS_OUTPUT_GATE, HAS_NORM, NORMALIZE),
+        )
         if HAS_NORM:
-            d_norm_weight = add_rows(d_norm_weight, d_y * (u * factor[:, None]), BT, DOT)
-        if HAS_NORM or NORMALIZE:
-            along = tl.sum(d_normed * u, axis=1)
-        d_c = tl.zeros([BT], tl.float32)
-        if HAS_NORM:
-            cubed = factor * factor * factor * along
-            d_u = d_normed * factor[:, None] - u * (cubed / V)[:, None]
-            if NORMALIZE:
-                d_c = -cubed * tl.cast(eps, tl.float32) * c
-        elif NORMALIZE:
-            d_u = d_normed * factor[:, None]
-            d_c = -factor * factor * along
-        else:
-            d_u = d_normed
+            d_norm_weight = add_rows(d_norm_weight, weight_share, BT, DOT)
         if DOT == tl.float32 or not NORMALIZE:
             brackets += tl.sum(u * d_u, axis=1) + c * d_c
         rounded = round_to(d_u, DOT)

@@ -1,4 +1,4 @@
-"""Short rows: one launch from inputs to outputs, and one from the output's gradient to all gradients; no state in memory."""
+"""Short rows but for the tiniest: from inputs to outputs, and from the output's gradient to all gradients, without a state in memory."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 # L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
@@ -40,6 +40,7 @@ def row_kernel(
     eps,
     K: tl.constexpr,
     V: tl.constexpr,
+    LONGER_THAN: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
@@ -50,11 +51,12 @@ def row_kernel(
     RELU: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """One short row and head from inputs to outputs, its state never in memory; grid ``(S * H,)``."""
+    """One row of ``T > LONGER_THAN`` tokens and head, its state never in memory; others are left to other launches; grid ``(S * H,)``."""
     i_program = tl.program_id(0)
     i_head = i_program % H
     start = tl.load(short_rows + 2 * (i_program // H))
     num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
+    num_tokens = tl.where(num_tokens > LONGER_THAN, num_tokens, 0)
     values, normalizer_values, _, weight_sum = accumulate_state(
         key + start * stride_kt + i_head * stride_kh,
         value + start * stride_vt + i_head * stride_vh,
@@ -106,7 +108,7 @@ def row_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_share"])
 def row_backward_kernel(
     query,
     key,
@@ -122,6 +124,7 @@ def row_backward_kernel(
     d_output_gate,
     d_norm_weight,
     short_rows,
+    first_share,
     stride_qt,
     stride_qh,
     stride_kt,
@@ -148,6 +151,7 @@ def row_backward_kernel(
     eps,
     K: tl.constexpr,
     V: tl.constexpr,
+    LONGER_THAN: tl.constexpr,
     BT: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
@@ -159,11 +163,16 @@ def row_backward_kernel(
     DOT: tl.constexpr,
     IS_TRACED: tl.constexpr,
 ):
-    """All gradients of one short row and head; grid ``(S * H,)``; its share of d norm_weight is written per row."""
+    """All gradients of one row of ``T > LONGER_THAN`` tokens and head; grid ``(S * H,)``.
+
+    Its share of d norm_weight is written per row, and zeros for an empty row.
+    """
     i_program = tl.program_id(0)
     i_head = i_program % H
     start = tl.load(short_rows + 2 * (i_program // H))
     num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
+    is_own = (num_tokens > LONGER_THAN) | (num_tokens == 0)
+    num_tokens = tl.where(is_own, num_tokens, 0)
     p_key = key + start * stride_kt + i_head * stride_kh
     p_value = value + start * stride_vt + i_head * stride_vh
     p_gate = key_gate + start * stride_gt + i_head * stride_gh
@@ -213,7 +222,8 @@ def row_backward_kernel(
     )
     if HAS_NORM:
         o_v = tl.arange(0, BV)
-        tl.store(d_norm_weight + i_program.to(tl.int64) * V + o_v, weight_values, mask=o_v < V)
+        i_share = i_program.to(tl.int64) + first_share * H
+        tl.store(d_norm_weight + i_share * V + o_v, weight_values, mask=(o_v < V) & is_own)
     operand = d_state.to(DOT)
     key_backward(
         p_key,

@@ -19,8 +19,19 @@ from gbla_kernels.testing.error_budget import relative_error
 pytestmark = pytest.mark.gpu
 
 BF16 = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=2, key_dim=64, value_dim=64)
-BATCHES = [[5, 700, 3 * SPLIT, 2], [70, 2000, 0, 900, SPLIT + 1, 64, 1], [3, 4, 4000, 600], [31, 33, SPLIT + 9, 1200, 2, 0, 0, 2500]]
-"""Each has short and split rows; their numbers differ."""
+BATCHES = [
+    [5, 700, 3 * SPLIT, 2],
+    [70, 2000, 0, 900, SPLIT + 1, 64, 1],
+    [3, 4, 4000, 600],
+    [31, 33, SPLIT + 9, 1200, 2, 0, 0, 2500],
+    [2000],
+    [3, 5000],
+    [40, 9, 17],
+    [SPLIT, 0],
+]
+"""Their numbers of short and split rows differ, none and one among them."""
+LARGE_BATCHES = BATCHES[:4]
+"""Of more than one row and 1024 tokens."""
 TINY_BATCHES = [[1], [0, 2], [SPLIT + 1], [16] * 5]
 NAMES = ("query", "key", "value", "key_gate", "output_gate")
 
@@ -101,8 +112,8 @@ def exported(module: nn.Module, lengths: list[int]) -> torch.export.ExportedProg
 
 def test_exported_program_equals_eager() -> None:
     module = Attention().requires_grad_(False)
-    program = exported(module, BATCHES[0]).module()
-    for lengths in BATCHES:
+    program = exported(module, LARGE_BATCHES[0]).module()
+    for lengths in LARGE_BATCHES:
         inputs, layout = BF16.inputs(lengths, seed=1)
         arguments = [inputs[name] for name in NAMES]
         assert torch.equal(program(*arguments, layout.offsets), module(*arguments, layout.offsets))
@@ -139,9 +150,9 @@ def test_aot_inductor_package_runs_where_the_kernels_are_not_imported(tmp_path: 
     if in_fresh_process(package, [[torch.ones(4)]], tmp_path).returncode < 0:
         pytest.skip("here torch crashes on loading any AOTInductor package in a fresh process")
     module = Attention().requires_grad_(False)
-    package = torch._inductor.aoti_compile_and_package(exported(module, BATCHES[0]), package_path=str(tmp_path / "attention.pt2"))
+    package = torch._inductor.aoti_compile_and_package(exported(module, LARGE_BATCHES[0]), package_path=str(tmp_path / "attention.pt2"))
     batches, expected = [], []
-    for lengths in BATCHES:
+    for lengths in LARGE_BATCHES:
         inputs, layout = BF16.inputs(lengths, seed=1)
         arguments = [*(inputs[name] for name in NAMES), layout.offsets]
         batches.append([x.cpu() for x in arguments])

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
-from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_subject import Results, Subject, assert_same_bits, output_weights, results
 
 pytestmark = pytest.mark.gpu
@@ -54,7 +54,7 @@ def random_lengths(generator: random.Random) -> list[int]:
 
 
 def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After one batch that has short rows and more splits than are folded."""
+    """After one batch that has short rows of every class and more splits than are folded."""
     compiled: list[str] = []
     subject = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=3, key_dim=48, value_dim=80)
 
@@ -62,7 +62,7 @@ def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPa
         compiled.append(str(event["repr"]))
 
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", count)
-    warm_inputs, warm_layout = subject.inputs([3, 0, *[SPLIT + 100] * 10], seed=0)
+    warm_inputs, warm_layout = subject.inputs([3, 0, *TINY_ROW_LIMITS, SPLIT, *[SPLIT + 100] * 10], seed=0)
     subject.run(warm_inputs, warm_layout)
     assert compiled, "the hook sees compilations"
     compiled.clear()
