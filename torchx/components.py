@@ -6,7 +6,7 @@ Run from the repository root with the environment's ``bin`` on PATH; what follow
     torchx run -s local_cwd torchx/components.py:train -j 1x2 -- --recipe movielens_small
     torchx run -s slurm torchx/components.py:train -j 4x8 -h aws_p5.48xlarge --memMB 0 -- --recipe own_data
 
-``train`` and ``evaluate`` run under torchrun; ``prepare``, ``tokenize`` and ``benchmark`` are one process. docs/launching.md tells the rest.
+``train`` and ``evaluate`` run under torchrun, the others are one process; docs/launching.md tells the rest.
 """
 
 import re
