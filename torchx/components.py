@@ -247,7 +247,8 @@ def _spmd(
     meeting_point = "localhost:0" if num_nodes == 1 else f"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"
     launcher = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--nnodes", j.split("x")[0]]
     launcher += ["--nproc-per-node", str(num_processes), "--max-restarts", str(max_restarts), "--tee", "3", "-m", module]
-    command = f"python -m torch.distributed.run --rdzv-endpoint {meeting_point} {shlex.join(launcher)} {shlex.join(_app_args(args))}"
+    # exec: a scheduler's SIGTERM must reach torchrun, not a shell
+    command = f"exec python -m torch.distributed.run --rdzv-endpoint {meeting_point} {shlex.join(launcher)} {shlex.join(_app_args(args))}"
     role = specs.Role(
         name=module.rpartition(".")[2],
         image=image,

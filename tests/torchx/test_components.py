@@ -39,7 +39,8 @@ COMPONENT_NAMES = ("prepare", "tokenize", "train", "evaluate", "benchmark")
 @pytest.mark.parametrize("component", ["train", "evaluate"])
 def test_one_node_runs_torchrun_on_the_app_and_passes_the_arguments(component):
     command = command_of(component, "-j", "1x2", "--", "--recipe", "movielens_small", "--name", "a b'c")
-    assert command[:3] == ["python", "-m", "torch.distributed.run"]
+    # exec: no shell stands between torchrun and the scheduler's SIGTERM
+    assert command[:4] == ["exec", "python", "-m", "torch.distributed.run"]
     assert (option(command, "--nnodes"), option(command, "--nproc-per-node")) == ("1", "2")
     assert (option(command, "--rdzv-backend"), option(command, "--rdzv-endpoint")) == ("c10d", "localhost:0")
     assert command[-6:] == ["-m", f"gbla_apps.{component}", "--recipe", "movielens_small", "--name", "a b'c"]
