@@ -1,6 +1,7 @@
 """The page for Prometheus: what it shows, who serves it, and what is refused."""
 
 import socket
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -76,3 +77,9 @@ def test_a_port_in_use_is_refused_with_its_number(port):
         other.listen()
         with pytest.raises(OSError, match=f"must be a free port of this node, got {port} .*; give another one"):
             MetricsEndpoint.from_environment(RUN, 5)
+
+
+def test_without_the_extra_the_error_names_it(port, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gbla-rec\[metrics\]'"):
+        MetricsEndpoint.from_environment(RUN, 5)
