@@ -39,20 +39,22 @@ def test_the_page_shows_what_the_run_logged_last(port, tmp_path, enabled):
     for first_step in (0, 2):  # twice in a process: the port is free again
         with RunLog(tmp_path, num_steps=5, first_step=first_step, enabled=enabled) as log:
             assert "gbla_rec_step" not in values(port)
-            for step, loss in ((first_step + 1, 3.5), (first_step + 2, 2.25)):
-                log.training(step, loss=loss, tokens_per_second=100.0, learning_rate=0.5, gradient_norm=1.5, tokens=7)
-            log.validation(first_step + 2, nll=4.5, num_targets=11)
+            for step, nll in ((first_step + 1, 3.5), (first_step + 2, 2.25)):
+                log.validation(step, nll=nll, num_targets=11)
             found = values(port)
         assert (found["gbla_rec_num_steps"], found["gbla_rec_step"]) == (5, first_step + 2)
-        assert (found["gbla_rec_train_loss"], found["gbla_rec_train_tokens"], found["gbla_rec_validation_nll"]) == (2.25, 7, 4.5)
+        assert (found["gbla_rec_validation_nll"], found["gbla_rec_validation_num_targets"]) == (2.25, 11)
         assert abs(found["gbla_rec_last_report_timestamp_seconds"] - time.time()) < 60
 
 
-def test_the_page_names_the_run_and_the_rank(port, monkeypatch):
+def test_the_page_names_the_run_and_keeps_the_last_report_of_each_kind(port, monkeypatch):
     monkeypatch.setenv("RANK", "8")
     endpoint = MetricsEndpoint.from_environment(RUN, 5)
     assert samples(port)["gbla_rec_run_info"].labels == {"name": "shop", "started": RUN.name, "rank": "8"}
     assert samples(port)["process_resident_memory_bytes"].value > 0
+    endpoint.report(3, "train", {"loss": 4.0})
+    endpoint.report(4, "validation", {"nll": 2.0})
+    assert [values(port)[f"gbla_rec_{name}"] for name in ("step", "train_loss", "validation_nll")] == [4, 4.0, 2.0]
     endpoint.close()
 
 
