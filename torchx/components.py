@@ -2,15 +2,81 @@
 
 Run from the repository root with the environment's ``bin`` on PATH; what follows ``--`` goes to the app::
 
+    torchx run -s local_cwd torchx/components.py:prepare -- --recipe movielens_small
     torchx run -s local_cwd torchx/components.py:train -j 1x2 -- --recipe movielens_small
-    torchx run -s slurm torchx/components.py:train -j 4x8 -h aws_p5.48xlarge -- --recipe own_data
+    torchx run -s slurm torchx/components.py:train -j 4x8 -h aws_p5.48xlarge --memMB 0 -- --recipe own_data
+
+``train`` and ``evaluate`` run under torchrun, the others are one process; docs/launching.md tells the rest.
 """
 
 import re
 import shlex
+from dataclasses import replace
 from typing import Dict, List, Optional
 
 import torchx.specs as specs
+
+EFA_DEVICE = "vpc.amazonaws.com/efa"
+NCCL_ENVIRONMENT = {"NCCL_DEBUG": "WARN"}
+# the plugin chooses EFA and its RDMA by itself since 1.7 (aws/aws-ofi-nccl, doc/efa-env-var.md): older variables stay unset
+# data workers and Triton's compiler fork, which fails once huge pages run out
+EFA_ENVIRONMENT = {"FI_EFA_USE_HUGE_PAGE": "0"}
+
+
+def prepare(
+    *args: str,
+    image: str = "gbla-rec",
+    name: str = "gbla-rec-prepare",
+    h: Optional[str] = None,
+    cpu: int = -1,
+    memMB: int = -1,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Turns an event log into a prepared dataset (gbla_apps.prepare, one process).
+
+    Args:
+        args: what gbla_apps.prepare gets, after "--"
+        image: container image that has gbla-rec installed; ignored by the schedulers local_cwd and slurm
+        name: name of the job
+        h: a named resource, e.g. aws_m5.2xlarge
+        cpu: processor cores; -1: those of h, or 8 without h
+        memMB: memory in MB, 0 to ask for none; -1: that of h, or 32768 without h
+        env: environment variables, NAME=value,...
+        mounts: mounts of the container, type=bind,src=/host,dst=/job[,readonly],...
+        max_retries: how often the scheduler starts a failed job again
+    """
+    resource = _resource(h, cpu, -1, memMB, specs.Resource(cpu=8, gpu=0, memMB=32768))
+    return _one_process("prepare", ["-m", "gbla_apps.prepare"], args, image, name, resource, env, mounts, max_retries)
+
+
+def tokenize(
+    *args: str,
+    image: str = "gbla-rec",
+    name: str = "gbla-rec-tokenize",
+    h: Optional[str] = None,
+    cpu: int = -1,
+    memMB: int = -1,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Gives the items of a prepared dataset their semantic IDs (gbla_apps.tokenize, one process).
+
+    Args:
+        args: what gbla_apps.tokenize gets, after "--"
+        image: container image that has gbla-rec installed; ignored by the schedulers local_cwd and slurm
+        name: name of the job
+        h: a named resource, e.g. aws_m5.2xlarge
+        cpu: processor cores; -1: those of h, or 8 without h
+        memMB: memory in MB, 0 to ask for none; -1: that of h, or 32768 without h
+        env: environment variables, NAME=value,...
+        mounts: mounts of the container, type=bind,src=/host,dst=/job[,readonly],...
+        max_retries: how often the scheduler starts a failed job again
+    """
+    resource = _resource(h, cpu, -1, memMB, specs.Resource(cpu=8, gpu=0, memMB=32768))
+    return _one_process("tokenize", ["-m", "gbla_apps.tokenize"], args, image, name, resource, env, mounts, max_retries)
 
 
 def train(
@@ -19,14 +85,15 @@ def train(
     image: str = "gbla-rec",
     name: str = "gbla-rec-train",
     h: Optional[str] = None,
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 4096,
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
     max_restarts: int = 0,
     rdzv_port: int = 29500,
+    metrics_port: int = 0,
 ) -> specs.AppDef:
     """Trains a recipe on NNODES x NPROC ranks (gbla_apps.train under torchrun).
 
@@ -35,18 +102,26 @@ def train(
         j: [MIN_NNODES:]NNODESxNPROC, e.g. 4x8; with MIN_NNODES torchrun starts on fewer nodes when some are missing
         image: container image that has gbla-rec installed; ignored by the schedulers local_cwd and slurm
         name: name of the job
-        h: a named resource, e.g. aws_p5.48xlarge; replaces cpu, gpu and memMB
-        cpu: processor cores of a node
-        gpu: GPUs of a node
-        memMB: memory of a node in MB
+        h: a named resource, e.g. aws_p5.48xlarge
+        cpu: processor cores of a node; -1: those of h, or 2 without h
+        gpu: GPUs of a node; -1: those of h, or 0 without h
+        memMB: memory of a node in MB, 0 to ask for none; -1: that of h, or 4096 without h
         env: environment variables, NAME=value,...
         mounts: mounts of the container, type=bind,src=/host,dst=/job[,readonly],...
         max_retries: how often the scheduler starts a failed job again
         max_restarts: how often torchrun restarts the processes of a job in which one failed
         rdzv_port: port of the first node on which several nodes meet
+        metrics_port: port of each node on which its first process serves metrics for Prometheus; 0: none
     """
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
-    return _gbla_rec_spmd("gbla_apps.train", args, j, image, name, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+    resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=2, gpu=0, memMB=4096))
+    app = _spmd("gbla_apps.train", args, j, image, name, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+    if not 0 <= metrics_port < 65536 or metrics_port == rdzv_port:
+        raise ValueError(f"metrics_port must be a port other than rdzv_port ({rdzv_port}), or 0 for none, got {metrics_port}")
+    if metrics_port:
+        (role,) = app.roles
+        role.port_map["metrics"] = metrics_port
+        role.env["GBLA_REC_METRICS_PORT"] = str(metrics_port)
+    return app
 
 
 def evaluate(
@@ -55,9 +130,9 @@ def evaluate(
     image: str = "gbla-rec",
     name: str = "gbla-rec-evaluate",
     h: Optional[str] = None,
-    cpu: int = 2,
-    gpu: int = 0,
-    memMB: int = 4096,
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
@@ -70,20 +145,86 @@ def evaluate(
         j: NNODESxNPROC, e.g. 1x8; need not be that of the training
         image: container image that has gbla-rec installed; ignored by the schedulers local_cwd and slurm
         name: name of the job
-        h: a named resource, e.g. aws_p5.48xlarge; replaces cpu, gpu and memMB
-        cpu: processor cores of a node
-        gpu: GPUs of a node
-        memMB: memory of a node in MB
+        h: a named resource, e.g. aws_p5.48xlarge
+        cpu: processor cores of a node; -1: those of h, or 2 without h
+        gpu: GPUs of a node; -1: those of h, or 0 without h
+        memMB: memory of a node in MB, 0 to ask for none; -1: that of h, or 4096 without h
         env: environment variables, NAME=value,...
         mounts: mounts of the container, type=bind,src=/host,dst=/job[,readonly],...
         max_retries: how often the scheduler starts a failed job again
         rdzv_port: port of the first node on which several nodes meet
     """
-    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
-    return _gbla_rec_spmd("gbla_apps.evaluate", args, j, image, name, resource, env, mounts, max_retries, 0, rdzv_port)
+    resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=2, gpu=0, memMB=4096))
+    return _spmd("gbla_apps.evaluate", args, j, image, name, resource, env, mounts, max_retries, 0, rdzv_port)
 
 
-def _gbla_rec_spmd(
+def benchmark(
+    *args: str,
+    script: str,
+    image: str = "gbla-rec",
+    name: str = "gbla-rec-benchmark",
+    h: Optional[str] = None,
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+) -> specs.AppDef:
+    """Runs one benchmark of benchmarks/ on one GPU (one process, in the root of the repository or of the image).
+
+    Args:
+        args: what the benchmark gets, after "--"
+        script: its name, e.g. gbla_layer for benchmarks/gbla_layer.py
+        image: container image that has gbla-rec and benchmarks/; ignored by the schedulers local_cwd and slurm
+        name: name of the job
+        h: a named resource, e.g. aws_p5.48xlarge
+        cpu: processor cores; -1: those of h, or 8 without h
+        gpu: GPUs; -1: those of h, or 1 without h
+        memMB: memory in MB, 0 to ask for none; -1: that of h, or 65536 without h
+        env: environment variables, NAME=value,...
+        mounts: mounts of the container, type=bind,src=/host,dst=/job[,readonly],...
+        max_retries: how often the scheduler starts a failed job again
+    """
+    if re.fullmatch(r"[a-z0-9_]+", script) is None:
+        raise ValueError(f"script must be the name of a file of benchmarks/ without .py, e.g. gbla_layer, got {script!r}")
+    resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=8, gpu=1, memMB=65536))
+    return _one_process("benchmark", [f"benchmarks/{script}.py"], args, image, name, resource, env, mounts, max_retries)
+
+
+def _resource(h: Optional[str], cpu: int, gpu: int, memMB: int, default: specs.Resource) -> specs.Resource:
+    """The named resource, or ``default``, with what the caller gave in its place: nodes offer less than the machine has."""
+    named = specs.resource(h=h) if h else default
+    given = {"cpu": cpu, "gpu": gpu, "memMB": memMB}
+    # -1 and not None: TorchX hands over the value of an Optional[int] as text
+    return replace(named, **{key: value for key, value in given.items() if value >= 0})
+
+
+def _one_process(
+    role_name: str,
+    target: List[str],
+    args: tuple[str, ...],
+    image: str,
+    name: str,
+    resource: specs.Resource,
+    env: Optional[Dict[str, str]],
+    mounts: Optional[List[str]],
+    max_retries: int,
+) -> specs.AppDef:
+    role = specs.Role(
+        name=role_name,
+        image=image,
+        entrypoint="python",
+        args=[*target, *_app_args(args)],
+        env=_environment(resource, 1) | (env or {}),
+        max_retries=max_retries,
+        resource=resource,
+        mounts=specs.parse_mounts(mounts) if mounts else [],
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def _spmd(
     module: str,
     args: tuple[str, ...],
     j: str,
@@ -104,20 +245,10 @@ def _gbla_rec_spmd(
         raise ValueError(f"j must not ask for more processes than GPUs on a node, got {j!r} and gpu={resource.gpu}; lower NPROC")
     # the scheduler names the first node in a variable, which only the shell on the node can read: the one part not quoted
     meeting_point = "localhost:0" if num_nodes == 1 else f"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"
-    launcher = [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-id",
-        specs.macros.app_id,
-        "--nnodes",
-        j.split("x")[0],
-        "--nproc-per-node",
-        str(num_processes),
-    ]
-    launcher += ["--max-restarts", str(max_restarts), "--tee", "3", "-m", module]
-    app_args = args[1:] if args[:1] == ("--",) else args
-    command = f"python -m torch.distributed.run --rdzv-endpoint {meeting_point} {shlex.join(launcher)} {shlex.join(app_args)}"
-    threads = max(1, resource.cpu // num_processes)
+    launcher = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--nnodes", j.split("x")[0]]
+    launcher += ["--nproc-per-node", str(num_processes), "--max-restarts", str(max_restarts), "--tee", "3", "-m", module]
+    # exec: a scheduler's SIGTERM must reach torchrun, not a shell
+    command = f"exec python -m torch.distributed.run --rdzv-endpoint {meeting_point} {shlex.join(launcher)} {shlex.join(_app_args(args))}"
     role = specs.Role(
         name=module.rpartition(".")[2],
         image=image,
@@ -125,10 +256,23 @@ def _gbla_rec_spmd(
         num_replicas=num_nodes,
         entrypoint="bash",
         args=["-c", command.rstrip()],
-        env={"OMP_NUM_THREADS": str(threads)} | (env or {}),
+        env=_environment(resource, num_processes) | (env or {}),
         port_map={"c10d": rdzv_port},
         max_retries=max_retries,
         resource=resource,
         mounts=specs.parse_mounts(mounts) if mounts else [],
     )
     return specs.AppDef(name=name, roles=[role])
+
+
+def _app_args(args: tuple[str, ...]) -> List[str]:
+    return list(args[1:] if args[:1] == ("--",) else args)
+
+
+def _environment(resource: specs.Resource, num_processes: int) -> Dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(max(1, resource.cpu // num_processes))}
+    if resource.gpu > 0:
+        environment |= NCCL_ENVIRONMENT
+    if EFA_DEVICE in resource.devices:
+        environment |= EFA_ENVIRONMENT
+    return environment

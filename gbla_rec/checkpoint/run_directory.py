@@ -23,6 +23,8 @@ CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.json"
 RESULTS = "results.json"
 TEMPORARY_PREFIX = ".tmp-"
+COMMIT_VARIABLE = "GBLA_REC_COMMIT"
+"""Environment variable: the commit that a container image was built from."""
 PACKAGES = ("gbla-rec", "torch", "torchrec", "triton", "polars", "numpy")
 
 
@@ -72,16 +74,23 @@ def read_config(run_dir: Path) -> RunConfig:
 
 
 def code_version() -> dict[str, str | None]:
-    """Versions of the packages, and the git commit when the code runs from a checkout (``-dirty`` if changed)."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = described.stdout.strip() if described.returncode == 0 else None
-    return {"commit": commit, **{name: _version(name) for name in PACKAGES}}
+    """Versions of the packages, and the git commit: that of the checkout (``-dirty`` if changed), else that of the image."""
+    return {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _commit() -> str | None:
+    # a container image has no git
+    if shutil.which("git") is not None:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if described.returncode == 0:
+            return described.stdout.strip()
+    return os.environ.get(COMMIT_VARIABLE) or None
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from gbla_rec.checkpoint.run_directory import write_text
+from gbla_rec.training.metrics_endpoint import MetricsEndpoint
 
 METRICS = "metrics.jsonl"
 
@@ -19,6 +20,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, *, num_steps: int, first_step: int, enabled: bool) -> None:
         self.enabled = enabled
+        self._endpoint = MetricsEndpoint.from_environment(run_dir, num_steps)
         if not enabled:
             return
         console = Console(stderr=True)
@@ -47,6 +49,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._endpoint is not None:
+            self._endpoint.close()
         if self.enabled:
             self._bar.stop()
             self._board.close()
@@ -83,6 +87,8 @@ class RunLog:
             self._console.print(text)
 
     def _write(self, step: int, kind: str, **values: float) -> None:
+        if self._endpoint is not None:
+            self._endpoint.report(step, kind, values)
         if not self.enabled:
             return
         self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")

@@ -1,6 +1,7 @@
 """The components launch the right command, on every scheduler that can be asked without a cluster."""
 
 import ast
+import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from torchx.runner import get_runner
 from torchx.specs.file_linter import validate
+
+from gbla_rec.training.metrics_endpoint import PORT_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPONENTS = ROOT / "torchx" / "components.py"
@@ -30,10 +33,14 @@ def option(command, name):
     return command[command.index(name) + 1]
 
 
+COMPONENT_NAMES = ("prepare", "tokenize", "train", "evaluate", "benchmark")
+
+
 @pytest.mark.parametrize("component", ["train", "evaluate"])
 def test_one_node_runs_torchrun_on_the_app_and_passes_the_arguments(component):
     command = command_of(component, "-j", "1x2", "--", "--recipe", "movielens_small", "--name", "a b'c")
-    assert command[:3] == ["python", "-m", "torch.distributed.run"]
+    # exec: no shell stands between torchrun and the scheduler's SIGTERM
+    assert command[:4] == ["exec", "python", "-m", "torch.distributed.run"]
     assert (option(command, "--nnodes"), option(command, "--nproc-per-node")) == ("1", "2")
     assert (option(command, "--rdzv-backend"), option(command, "--rdzv-endpoint")) == ("c10d", "localhost:0")
     assert command[-6:] == ["-m", f"gbla_apps.{component}", "--recipe", "movielens_small", "--name", "a b'c"]
@@ -78,15 +85,61 @@ def test_more_processes_than_gpus_are_refused():
         role_of("train", "-j", "1x4", "--gpu", "2")
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "options", "client"),
-    [("slurm", {}, "torchx"), ("kubernetes", {"queue": "q"}, "kubernetes"), ("aws_batch", {"queue": "q"}, "torchx")],
-)
-def test_cluster_schedulers_accept_the_job_without_a_cluster(scheduler, options, client):
-    pytest.importorskip(client, reason=f"pip install 'torchx[{scheduler}]==0.7.0' brings it")
+@pytest.mark.parametrize("component", ["prepare", "tokenize"])
+def test_data_steps_are_one_process_with_the_arguments_as_given(component):
+    role = role_of(component, "--", "--recipe", "movielens_small", "--name", "a b'c")
+    assert (role.name, role.num_replicas, role.resource.gpu) == (component, 1, 0)
+    assert [role.entrypoint, *role.args] == ["python", "-m", f"gbla_apps.{component}", "--recipe", "movielens_small", "--name", "a b'c"]
+    assert importlib.util.find_spec(f"gbla_apps.{component}") is not None
+
+
+def test_a_benchmark_is_a_file_of_the_repository_on_one_gpu():
+    role = role_of("benchmark", "--script", "gbla_layer", "--", "--quick")
+    assert [role.entrypoint, *role.args] == ["python", "benchmarks/gbla_layer.py", "--quick"]
+    assert (role.name, role.num_replicas, role.resource.gpu) == ("benchmark", 1, 1)
+    assert (ROOT / role.args[0]).exists()
+
+
+@pytest.mark.parametrize("script", ["../train", "gbla_layer.py", "", "a b"])
+def test_a_benchmark_outside_of_benchmarks_is_refused(script):
+    with pytest.raises(ValueError, match="name of a file of benchmarks"):
+        role_of("benchmark", f"--script={script}")
+
+
+@pytest.mark.parametrize("component", COMPONENT_NAMES)
+def test_what_is_given_replaces_that_of_the_named_resource_alone(component):
+    script = ["--script", "gbla_layer"] if component == "benchmark" else []
+    named, replaced = (
+        role_of(component, *script, "-h", "aws_p5.48xlarge", *given).resource for given in ([], ["--cpu", "90", "--memMB", "0"])
+    )
+    assert named.cpu == 192 and named.memMB > 10**6
+    assert (replaced.cpu, replaced.memMB) == (90, 0)
+    assert (replaced.gpu, replaced.devices, replaced.capabilities) == (named.gpu, named.devices, named.capabilities)
+
+
+def test_the_metrics_port_is_opened_and_told_to_the_app():
+    role = role_of("train", "--metrics_port", "9100")
+    assert role.port_map["metrics"] == 9100 and role.env[PORT_VARIABLE] == "9100"
+    assert "metrics" not in role_of("train").port_map and PORT_VARIABLE not in role_of("train").env
+    for port in ("29500", "-1", "65536"):
+        with pytest.raises(ValueError, match="metrics_port must be a port other than rdzv_port"):
+            role_of("train", f"--metrics_port={port}")
+
+
+def test_network_variables_follow_the_devices_and_can_be_replaced():
+    assert not {"NCCL_DEBUG", "FI_EFA_USE_HUGE_PAGE"} & set(role_of("train").env)
+    assert "FI_EFA_USE_HUGE_PAGE" not in role_of("train", "--gpu", "8").env
+    env = role_of("train", "-h", "aws_p5.48xlarge", "--env", "NCCL_DEBUG=INFO,OMP_NUM_THREADS=3").env
+    assert (env["FI_EFA_USE_HUGE_PAGE"], env["NCCL_DEBUG"], env["OMP_NUM_THREADS"]) == ("0", "INFO", "3")
+
+
+@pytest.mark.parametrize(("scheduler", "options"), [("slurm", {}), ("kubernetes", {"queue": "q"}), ("aws_batch", {"queue": "q"})])
+@pytest.mark.parametrize("component", COMPONENT_NAMES)
+def test_cluster_schedulers_accept_the_job_without_a_cluster(component, scheduler, options):
+    arguments = {"train": ["-j", "2x8"], "evaluate": ["-j", "2x8"], "benchmark": ["--script", "gbla_layer"]}.get(component, [])
     with get_runner() as runner:
-        request = str(runner.dryrun_component(f"{COMPONENTS}:train", ["-j", "2x8", "-h", "aws_p5.48xlarge"], scheduler, cfg=options))
-    assert "gbla_apps.train" in request
+        request = str(runner.dryrun_component(f"{COMPONENTS}:{component}", [*arguments, "-h", "aws_p5.48xlarge"], scheduler, cfg=options))
+    assert ("benchmarks/gbla_layer.py" if component == "benchmark" else f"gbla_apps.{component}") in request
 
 
 def test_the_file_is_self_contained_and_passes_the_linter_of_torchx():
@@ -97,4 +150,4 @@ def test_the_file_is_self_contained_and_passes_the_linter_of_torchx():
     roots = {name.partition(".")[0] for name in imported | {node.module for node in froms}}
     assert roots <= {"torchx"} | sys.stdlib_module_names
     assert not any(isinstance(node, ast.Name) and node.id == "__file__" for node in ast.walk(tree))
-    assert [validate(str(COMPONENTS), name) for name in ("train", "evaluate")] == [[], []]
+    assert [validate(str(COMPONENTS), name) for name in COMPONENT_NAMES] == [[]] * len(COMPONENT_NAMES)

@@ -1,30 +1,92 @@
-"""The command of the README, really launched: TorchX -> torchrun -> two ranks of gbla_apps.train."""
+"""Runs that TorchX really launches: one node of two ranks, and two nodes of one rank that meet on this machine."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = ["--training.num-steps", "2", "--training.validate-every", "2", "--training.save-every", "2", "--training.validation-users", "200"]
+TINY = """--recipe own_data --name tiny --dataset tiny --semantic-ids.embedding-dim 8 --semantic-ids.min-codebook-width 8
+    --semantic-ids.dedup-width 8 --semantic-ids.kmeans-iterations 5 --model.embedding.rows-per-table 64 --model.embedding.dim 8
+    --model.embedding.semantic-code-dim 4 --model.encoder.model-dim 16 --model.encoder.num-heads 2 --model.encoder.pattern SG
+    --model.encoder.ffn-dim 16 --model.decoder.num-heads 2 --model.decoder.ffn-dim 16 --stream.tokens-per-batch 300
+    --stream.max-history-length 100 --stream.targets-per-cut 4 --training.log-every 1 --training.validation-users 20""".split()
+
+
+def launch(tmp_path, *component_and_arguments):
+    # local_cwd finds `python` and `torchx` on PATH
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    command = ["torchx", "run", "-s", "local_cwd", "-cfg", f"log_dir={tmp_path / 'logs'}", *component_and_arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, timeout_s=120):
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    finally:
+        process.terminate()
+    assert process.returncode == 0, output[-8000:]
+    return output
+
+
+def steps(num_steps):
+    return ["--training.num-steps", str(num_steps), "--training.validate-every", str(num_steps), "--training.save-every", str(num_steps)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
+
+
+def the_only_checkpoint(workspace):
+    (progress,) = workspace.glob("runs/tiny/*/checkpoints/*/progress.json")
+    return progress.parent, json.loads(progress.read_text())
+
+
+def fetch_metrics(port, process, timeout_s=90):
+    """The metrics page, once it shows a step, while the run is going on."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            page = urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=5).read().decode()
+        except OSError:
+            page = ""
+        if "gbla_rec_step " in page:
+            return dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+        time.sleep(0.02)
+    process.terminate()
+    return pytest.fail(f"no metrics while the run went on\n{process.communicate(timeout=60)[0][-8000:]}")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_torchx_trains_on_two_ranks(workspace, tmp_path):
-    # local_cwd finds `python` and `torchx` on PATH
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-
-    def run(*command):
-        finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert finished.returncode == 0, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-6000:]}"
-
-    for step in ("prepare", "tokenize"):
-        run("python", "-m", f"gbla_apps.{step}", "--recipe", "movielens_small")
-    scheduler = ["-s", "local_cwd", "-cfg", f"log_dir={tmp_path / 'logs'}"]
-    run("torchx", "run", *scheduler, "torchx/components.py:train", "-j", "1x2", "--", "--recipe", "movielens_small", *SHORT)
-    (checkpoint,) = workspace.glob("runs/movielens_small/*/checkpoints/*")
+@pytest.mark.timeout(200)
+def test_one_node_trains_on_two_ranks_and_serves_its_metrics_meanwhile(tiny_workspace, tmp_path):
+    port = free_port()
+    arguments = ["-j", "1x2", "--metrics_port", port, "--", *TINY, *steps(40)]
+    process = launch(tmp_path, "torchx/components.py:train", *arguments)
+    metrics = fetch_metrics(port, process)
+    finish(process)
+    assert 1 <= float(metrics["gbla_rec_step"]) <= 40 and float(metrics["gbla_rec_num_steps"]) == 40
+    assert float(metrics["gbla_rec_train_loss"]) > 0 and float(metrics["gbla_rec_train_tokens_per_second"]) > 0
+    checkpoint, progress = the_only_checkpoint(tiny_workspace)
+    assert (progress["step"], progress["world_size"]) == (40, 2)
     # one file of shards per rank
     assert len(list(checkpoint.glob("*.distcp"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_two_nodes_meet_at_the_first_one_and_train_one_run(tiny_workspace, tmp_path):
+    arguments = ["-j", "2x1", "--rdzv_port", free_port(), "--", *TINY, *steps(2)]
+    finish(launch(tmp_path, "torchx/components.py:train", *arguments))
+    _, progress = the_only_checkpoint(tiny_workspace)
+    assert (progress["step"], progress["world_size"]) == (2, 2)
+    # each node is a torchrun of its own
+    assert sorted(path.name for path in tmp_path.glob("logs/*/*/train/*")) == ["0", "1"]
