@@ -2,16 +2,13 @@
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.process_group import on_first_rank
@@ -34,16 +31,8 @@ from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.progress import RunLog
-
-
-@dataclass
-class _Window:
-    """Sums since the last report; the NLL stays on the device until then."""
-
-    nll: Tensor
-    targets: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
+from gbla_rec.training.step_pipeline import train_steps
+from gbla_rec.training.step_window import StepWindow
 
 
 class Trainer:
@@ -85,7 +74,7 @@ class Trainer:
 
     def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest) -> None:
         batches = self._batches(stop_request)
-        window = _Window(torch.zeros((), device=self.parts.device))
+        window = StepWindow(torch.zeros((), device=self.parts.device))
         while self.step < training.num_steps:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
@@ -102,33 +91,19 @@ class Trainer:
             self._save(self._validate(training, log) if is_validation else None)
             window.started += time.monotonic() - paused
 
-    def _train_until(self, stop: int, batches: Iterator[Batch], window: _Window, log: RunLog) -> _Window:
+    def _train_until(self, stop: int, batches: Iterator[Batch], window: StepWindow, log: RunLog) -> StepWindow:
         """Train up to step ``stop``, or until there are no more batches.
 
         Nothing is in flight before and after, so the model can be read and saved.
         """
-        in_flight: deque[Batch] = deque()
-        stretch = _remember(itertools.islice(batches, stop - self.step), in_flight)
-        # the pipeline asks for zero_grad and step only
-        optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(
-            self.model, optimizer, self.parts.device, custom_model_fwd=self._forward
-        )
         self.model.train()
-        while self.step < stop:
-            try:
-                nll = pipeline.progress(stretch)
-            except StopIteration:
-                break
-            batch = in_flight.popleft()
+        stretch = itertools.islice(batches, stop - self.step)
+        for batch, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch):
             assert batch.next_position is not None
             self.step, self.position = self.step + 1, batch.next_position
-            window.nll += nll.sum()
-            window.targets += batch.num_global_targets
-            window.tokens += batch.num_global_tokens
+            window.add(batch, nll)
             if self.step % self.config.training.log_every == 0 or self.step in (1, self.config.training.num_steps):
                 window = self._report(window, log)
-        pipeline.detach()
         return window
 
     def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
@@ -143,7 +118,7 @@ class Trainer:
                 return
             yield self.parts.collator(histories)
 
-    def _report(self, window: _Window, log: RunLog) -> _Window:
+    def _report(self, window: StepWindow, log: RunLog) -> StepWindow:
         self._require_finite(window)
         total = window.nll.clone()
         dist.all_reduce(total)
@@ -156,9 +131,9 @@ class Trainer:
             gradient_norm=float(self.optimizer.gradient_norm),
             tokens=window.tokens,
         )
-        return _Window(torch.zeros_like(window.nll))
+        return StepWindow(torch.zeros_like(window.nll))
 
-    def _require_finite(self, window: _Window) -> None:
+    def _require_finite(self, window: StepWindow) -> None:
         """Stop all ranks before a bad state is saved: the newest checkpoint stays a good one."""
         is_bad = (~torch.isfinite(window.nll)).to(torch.float32)
         dist.all_reduce(is_bad)
@@ -212,13 +187,6 @@ class Trainer:
 def _next_multiple(step: int, every: int) -> int:
     """The first multiple of ``every`` after ``step``."""
     return (step // every + 1) * every
-
-
-def _remember(batches: Iterator[Batch], in_flight: deque[Batch]) -> Iterator[Batch]:
-    """Pass batches on and keep them in order: the pipeline takes them some steps before it trains on them."""
-    for batch in batches:
-        in_flight.append(batch)
-        yield batch
 
 
 def train(config: RunConfig, *, device: torch.device, resume: bool = False) -> Path:
