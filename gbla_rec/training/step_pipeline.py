@@ -11,34 +11,60 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from gbla_rec.data.batch import Batch
 from gbla_rec.training.dense_optimizer import DenseOptimizer
+from gbla_rec.training.gradient_accumulation import AccumulatingOptimizer, gradient_sync
 
 Forward = Callable[[Batch | None], tuple[Tensor, Tensor]]
 """From a batch on the device to its loss (scalar) and the NLL of its targets ``(S,)``."""
 
 
 def train_steps(
-    model: DistributedModelParallel, optimizer: DenseOptimizer, device: torch.device, forward: Forward, batches: Iterator[Batch]
+    model: DistributedModelParallel,
+    optimizer: DenseOptimizer,
+    device: torch.device,
+    forward: Forward,
+    steps: Iterator[list[Batch]],
+    num_micro_batches: int,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Train one step on each batch; yields the batch and the NLL of its targets after its step.
+    """Train one optimiser step on the micro batches of each global batch.
 
-    Nothing is in flight before the first and after the last, so the model can then be read and saved.
+    Nothing is in flight before the first step and after the last, so the model can then be read and saved.
+
+    Args:
+        model: the sharded model, in training mode.
+        optimizer: of the dense part; the tables step inside backward.
+        device: of this rank.
+        forward: from a batch to loss and NLL.
+        steps: ``num_micro_batches`` batches each.
+        num_micro_batches: backward passes of a step.
+
+    Yields:
+        The last micro batch of each step and the NLL of all targets of this rank, ``(S,)``, after the step.
     """
     in_flight: deque[Batch] = deque()
-    remembered = _remember(batches, in_flight)
+    micro_batches = _remember(steps, in_flight, num_micro_batches)
+    sync = gradient_sync(model, num_micro_batches)
+
+    def accumulate(batch: Batch | None) -> tuple[Tensor, Tensor]:
+        with sync():
+            return forward(batch)
+
     # the pipeline asks for zero_grad and step only
-    stepper = cast(torch.optim.Optimizer, optimizer)
-    pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(model, stepper, device, custom_model_fwd=forward)
+    stepper = cast(torch.optim.Optimizer, AccumulatingOptimizer(optimizer, num_micro_batches))
+    pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(model, stepper, device, custom_model_fwd=accumulate)
     while True:
         try:
-            nll = pipeline.progress(remembered)
+            nll = [pipeline.progress(micro_batches) for _ in range(num_micro_batches)]
         except StopIteration:
             break
-        yield in_flight.popleft(), nll
+        trained = [in_flight.popleft() for _ in range(num_micro_batches)]
+        yield trained[-1], torch.cat(nll)
     pipeline.detach()
 
 
-def _remember(batches: Iterator[Batch], in_flight: deque[Batch]) -> Iterator[Batch]:
-    """Pass batches on and keep them in order: the pipeline takes them some steps before it trains on them."""
-    for batch in batches:
-        in_flight.append(batch)
-        yield batch
+def _remember(steps: Iterator[list[Batch]], in_flight: deque[Batch], num_micro_batches: int) -> Iterator[Batch]:
+    """Pass micro batches on and keep them in order: the pipeline takes them some steps before it trains on them."""
+    for step in steps:
+        assert len(step) == num_micro_batches
+        for batch in step:
+            in_flight.append(batch)
+            yield batch

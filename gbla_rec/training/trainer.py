@@ -27,9 +27,11 @@ from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
 from gbla_rec.config import RunConfig, TrainingConfig, differing_fields
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
+from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
+from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.progress import RunLog
 from gbla_rec.training.step_pipeline import train_steps
 from gbla_rec.training.step_window import StepWindow
@@ -67,18 +69,19 @@ class Trainer:
         """
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
-        with log, StopRequest() as stop_request:
+        prefetcher = Prefetcher(self._steps, training.prefetch_factor, start=self._choose_device)
+        with log, StopRequest() as stop_request, prefetcher:
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
-            self._train(training, log, stop_request)
+            self._train(training, log, stop_request, prefetcher)
         return self.run_dir
 
-    def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest) -> None:
-        batches = self._batches(stop_request)
+    def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest, prefetcher: Prefetcher[list[Batch]]) -> None:
+        steps = stop_request.stop(prefetcher)
         window = StepWindow(torch.zeros((), device=self.parts.device))
         while self.step < training.num_steps:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
-            window = self._train_until(stop, batches, window, log)
+            window = self._train_until(stop, steps, window, log)
             self._require_finite(window)
             if self.step < stop:
                 # a second save of one step would drop its validation
@@ -91,14 +94,15 @@ class Trainer:
             self._save(self._validate(training, log) if is_validation else None)
             window.started += time.monotonic() - paused
 
-    def _train_until(self, stop: int, batches: Iterator[Batch], window: StepWindow, log: RunLog) -> StepWindow:
+    def _train_until(self, stop: int, steps: Iterator[list[Batch]], window: StepWindow, log: RunLog) -> StepWindow:
         """Train up to step ``stop``, or until there are no more batches.
 
         Nothing is in flight before and after, so the model can be read and saved.
         """
         self.model.train()
-        stretch = itertools.islice(batches, stop - self.step)
-        for batch, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch):
+        stretch = itertools.islice(steps, stop - self.step)
+        num_micro_batches = self.config.training.num_micro_batches
+        for batch, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch, num_micro_batches):
             assert batch.next_position is not None
             self.step, self.position = self.step + 1, batch.next_position
             window.add(batch, nll)
@@ -112,11 +116,17 @@ class Trainer:
             loss, nll = self.model(batch)
         return loss, nll
 
-    def _batches(self, stop_request: StopRequest) -> Iterator[Batch]:
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro batches of each step from here on, in page-locked memory where that speeds the copy to the device."""
         for histories in self.stream.batches(self.position):
-            if stop_request.is_due():
-                return
-            yield self.parts.collator(histories)
+            parts = micro_batches(histories, self.config.training.num_micro_batches, self.config.stream)
+            batches = [self.parts.collator(part) for part in parts]
+            yield [batch.pin_memory() for batch in batches] if self.parts.device.type == "cuda" else batches
+
+    def _choose_device(self) -> None:
+        """A new thread starts on GPU 0: page-locked memory would make a context there on every rank."""
+        if self.parts.device.type == "cuda":
+            torch.cuda.set_device(self.parts.device)
 
     def _report(self, window: StepWindow, log: RunLog) -> StepWindow:
         self._require_finite(window)
