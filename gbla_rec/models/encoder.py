@@ -4,6 +4,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import EncoderConfig
@@ -83,9 +84,23 @@ class HybridEncoder(nn.Module):
         if layout.num_tokens != values.shape[0]:
             raise ValueError(f"offsets must cover values, got {layout.num_tokens} tokens in offsets and {values.shape[0]} in values")
         x = values + self.recency(recency_buckets(layout)).to(values.dtype)
+        keys = token_keys if self.training else None
         for block in self.blocks:
-            x = block(x, layout, token_keys if self.training else None)
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                x = _recomputed(block, x, layout, keys)
+            else:
+                x = block(x, layout, keys)
         return self.final_norm(x)  # type: ignore[no-any-return]
+
+
+def _recomputed(block: nn.Module, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
+    """The block, keeping its input only: backward runs it again."""
+
+    def run(x: Tensor) -> Tensor:
+        return block(x, layout, token_keys)  # type: ignore[no-any-return]
+
+    # dropout is keyed by token: there is no generator to rewind
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def recency_buckets(layout: JaggedLayout) -> Tensor:

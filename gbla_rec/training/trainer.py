@@ -45,6 +45,8 @@ class Trainer:
         config = parts.config
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
+        if config.training.compile:
+            parts.retriever.history.compile_training()
         dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
         self.stream = TrainingStream(
