@@ -10,6 +10,7 @@ from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, SwiGLU
+from gbla_rec.models.step_parts import step_part
 
 __all__ = ["EncoderBlock", "EncoderConfig", "HybridEncoder", "recency_buckets"]
 
@@ -40,11 +41,14 @@ class EncoderBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.model_dim)
         self.ffn = SwiGLU(config.model_dim, config.resolved_ffn_dim, output_scale=output_scale)
         self.dropout, self.index = config.dropout, index
+        self.mixer_part = f"encoder.{letter}"
 
     def forward(self, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
         """``(L, D)`` to ``(L, D)``."""
-        x = x + keyed_dropout(self.mixer(self.mixer_norm(x), layout), token_keys, self.dropout, 2 * self.index)
-        return x + keyed_dropout(self.ffn(self.ffn_norm(x)), token_keys, self.dropout, 2 * self.index + 1)
+        with step_part(self.mixer_part):
+            x = x + keyed_dropout(self.mixer(self.mixer_norm(x), layout), token_keys, self.dropout, 2 * self.index)
+        with step_part("encoder.ffn"):
+            return x + keyed_dropout(self.ffn(self.ffn_norm(x)), token_keys, self.dropout, 2 * self.index + 1)
 
 
 class HybridEncoder(nn.Module):

@@ -71,7 +71,7 @@ def jagged_attention(
             return cudnn_attention(query, key, value, query_layout.offsets, query_layout.offsets_cpu)
         return _flash(query, key, value, query_layout, key_layout, is_causal, window)
     if torch.compiler.is_compiling():
-        return row_attention_op(query, key, value, query_layout.offsets_cpu, key_layout.offsets_cpu, is_causal, window)
+        return row_attention_op(query, key, value, query_layout.offsets_cpu, key_layout.offsets_cpu, is_causal, window)  # type: ignore[no-any-return]
     return attend_rows(query, key, value, query_layout.row_lengths, key_layout.row_lengths, is_causal, window)
 
 

@@ -14,6 +14,7 @@ from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
 from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.losses import semantic_id_nll
+from gbla_rec.models.step_parts import step_part
 
 if TYPE_CHECKING:
     from gbla_rec.data.batch import Batch
@@ -52,7 +53,8 @@ class HistoryModel(nn.Module):
     def forward(self, embedded: Mapping[str, HasValues], batch: "Batch") -> tuple[Tensor, Tensor]:
         """Loss (scalar, already weighted by ``batch.loss_weight``) and the targets' NLL ``(S,)`` in nats, detached."""
         # read here: TorchRec's awaitables end where a compiler begins
-        rows = [embedded[name].values() for name in self.input.features]
+        with step_part("tables"):
+            rows = [embedded[name].values() for name in self.input.features]
         tensors = (batch.items, batch.token_keys, batch.targets, batch.target_keys)
         target_nll = self.target_nll
         if self.training and min(batch.items.numel(), batch.targets.numel()) >= MIN_COMPILED:
@@ -85,9 +87,11 @@ class HistoryModel(nn.Module):
         """
         memory = self._remember(rows, items, layout, token_keys)
         codes = self.item_codes[targets]
-        logits = self.decoder(codes, code_layout, memory, target_keys if self.training else None)
+        with step_part("decoder"):
+            logits = self.decoder(codes, code_layout, memory, target_keys if self.training else None)
         smoothing = self.config.decoder.label_smoothing if self.training else 0.0
-        return semantic_id_nll(logits, codes, label_smoothing=smoothing)
+        with step_part("loss"):
+            return semantic_id_nll(logits, codes, label_smoothing=smoothing)
 
     def compile_training(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile ``target_nll`` for training: one graph, with symbolic sizes, whatever the lengths of a batch."""
@@ -98,9 +102,11 @@ class HistoryModel(nn.Module):
         self._compiled = torch.compile(self.target_nll, backend=backend, dynamic=True, fullgraph=True)
 
     def _remember(self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> DecoderMemory:
-        tokens = self.input(rows, self.item_codes[items])
+        with step_part("input"):
+            tokens = self.input(rows, self.item_codes[items])
         encoded = self.encoder(tokens, layout.offsets, layout=layout, token_keys=token_keys)
-        return self.decoder.remember(encoded, layout)
+        with step_part("decoder"):
+            return self.decoder.remember(encoded, layout)
 
 
 class GenerativeRetriever(nn.Module):
@@ -135,7 +141,9 @@ class GenerativeRetriever(nn.Module):
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """See ``HistoryModel.forward``."""
-        return self.history(self.tables(batch.features), batch)  # type: ignore[no-any-return]
+        with step_part("tables"):
+            embedded = self.tables(batch.features)
+        return self.history(embedded, batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode(self, batch: "Batch") -> DecoderMemory:

@@ -80,7 +80,7 @@ def row_attention_backward_op(
     """Gradients of query, key and value."""
     lengths = (query_offsets.diff().tolist(), key_offsets.diff().tolist())
     # vjp records its own graph: autograd is off inside an op
-    _, pull_back = torch.func.vjp(lambda q, k, v: attend_rows(q, k, v, *lengths, is_causal, window), query, key, value)
+    pull_back = torch.func.vjp(lambda q, k, v: attend_rows(q, k, v, *lengths, is_causal, window), query, key, value)[1]
     d_query, d_key, d_value = (gradient.contiguous() for gradient in pull_back(d_output))
     return d_query, d_key, d_value
 

@@ -24,7 +24,7 @@ def train_steps(
     forward: Forward,
     steps: Iterator[list[Batch]],
     num_micro_batches: int,
-) -> Iterator[tuple[Batch, Tensor]]:
+) -> Iterator[tuple[list[Batch], Tensor]]:
     """Train one optimiser step on the micro batches of each global batch.
 
     Nothing is in flight before the first step and after the last, so the model can then be read and saved.
@@ -38,7 +38,7 @@ def train_steps(
         num_micro_batches: backward passes of a step.
 
     Yields:
-        The last micro batch of each step and the NLL of all targets of this rank, ``(S,)``, after the step.
+        The micro batches of each step (on the host) and the NLL of all targets of this rank, ``(S,)``, after the step.
     """
     in_flight: deque[Batch] = deque()
     micro_batches = _remember(steps, in_flight, num_micro_batches)
@@ -56,8 +56,7 @@ def train_steps(
             nll = [pipeline.progress(micro_batches) for _ in range(num_micro_batches)]
         except StopIteration:
             break
-        trained = [in_flight.popleft() for _ in range(num_micro_batches)]
-        yield trained[-1], torch.cat(nll)
+        yield [in_flight.popleft() for _ in range(num_micro_batches)], torch.cat(nll)
     pipeline.detach()
 
 

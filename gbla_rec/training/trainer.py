@@ -32,6 +32,7 @@ from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.prefetch import Prefetcher
+from gbla_rec.training.profiling import StepProfiler
 from gbla_rec.training.progress import RunLog
 from gbla_rec.training.step_pipeline import train_steps
 from gbla_rec.training.step_window import StepWindow
@@ -62,6 +63,9 @@ class Trainer:
         found = checkpoints(run_dir)
         if found:
             self._resume(found[-1])
+        self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
+        profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
+        self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
 
     def run(self) -> Path:
         """Train to ``config.training.num_steps``; returns the run directory.
@@ -71,15 +75,14 @@ class Trainer:
         """
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
-        prefetcher = Prefetcher(self._steps, training.prefetch_factor, start=self._choose_device)
-        with log, StopRequest() as stop_request, prefetcher:
+        with log, StopRequest() as stop_request, self.prefetcher, self.profiler:
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
-            self._train(training, log, stop_request, prefetcher)
+            self._train(training, log, stop_request)
         return self.run_dir
 
-    def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest, prefetcher: Prefetcher[list[Batch]]) -> None:
-        steps = stop_request.stop(prefetcher)
-        window = StepWindow(torch.zeros((), device=self.parts.device))
+    def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest) -> None:
+        steps = stop_request.stop(self.prefetcher)
+        window = StepWindow(torch.zeros((), device=self.parts.device), self.prefetcher.seconds_waited)
         while self.step < training.num_steps:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
@@ -104,10 +107,12 @@ class Trainer:
         self.model.train()
         stretch = itertools.islice(steps, stop - self.step)
         num_micro_batches = self.config.training.num_micro_batches
-        for batch, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch, num_micro_batches):
-            assert batch.next_position is not None
-            self.step, self.position = self.step + 1, batch.next_position
-            window.add(batch, nll)
+        for trained, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch, num_micro_batches):
+            position = trained[-1].next_position
+            assert position is not None
+            self.step, self.position = self.step + 1, position
+            window.add(trained, nll, self.config.model, self.parts.semantic_ids.widths)
+            self.profiler.step_done()
             if self.step % self.config.training.log_every == 0 or self.step in (1, self.config.training.num_steps):
                 window = self._report(window, log)
         return window
@@ -132,18 +137,15 @@ class Trainer:
 
     def _report(self, window: StepWindow, log: RunLog) -> StepWindow:
         self._require_finite(window)
-        total = window.nll.clone()
-        dist.all_reduce(total)
-        loss = float(total) / max(window.targets, 1)
+        seconds_waited = self.prefetcher.seconds_waited
         log.training(
             self.step,
-            loss=loss,
-            tokens_per_second=window.tokens / (time.monotonic() - window.started),
+            window.rates(seconds_waited),
             learning_rate=learning_rate_at(self.step - 1, self.config.training.num_steps, self.config.optimizer),
             gradient_norm=float(self.optimizer.gradient_norm),
             tokens=window.tokens,
         )
-        return StepWindow(torch.zeros_like(window.nll))
+        return window.after(seconds_waited)
 
     def _require_finite(self, window: StepWindow) -> None:
         """Stop all ranks before a bad state is saved: the newest checkpoint stays a good one."""

@@ -74,13 +74,12 @@ def _backward(
 
     def attend(*present: Tensor) -> Tensor:
         given = iter(present)
-        operands = [None if tensor is None else next(given) for tensor in tensors]
-        query, key, value, *rest = operands
-        assert query is not None and key is not None and value is not None
-        return gated_linear_attention_reference(query, key, value, *rest, layout.offsets, layout, feature_map, normalize, eps, direction)
+        operands: list[Any] = [None if tensor is None else next(given) for tensor in tensors]
+        operands += [layout.offsets, layout, feature_map, normalize, eps, direction]
+        return gated_linear_attention_reference(*operands)
 
     # vjp records its own graph: autograd is off inside an op
-    _, pull_back = torch.func.vjp(attend, *(tensor for tensor in tensors if tensor is not None))
+    pull_back = torch.func.vjp(attend, *(tensor for tensor in tensors if tensor is not None))[1]
     return [gradient.contiguous() for gradient in pull_back(d_output)]
 
 
