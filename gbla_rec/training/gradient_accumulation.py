@@ -9,7 +9,6 @@ several of them is read as updated by the earlier ones.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -41,14 +40,14 @@ class AccumulatingOptimizer:
 
 def gradient_sync(model: DistributedModelParallel, num_micro_batches: int) -> Callable[[], AbstractContextManager[None]]:
     """A context for each forward in turn, in which DDP prepares an all-reduce for the last micro batch of each step only."""
-    parallel = [module for module in wrappers(model) if isinstance(module, DistributedDataParallel)]
+    parallel = data_parallel(model)
     num_calls = 0
 
     def context() -> AbstractContextManager[None]:
         nonlocal num_calls
         num_calls += 1
         is_last = num_calls % num_micro_batches == 0
-        return nullcontext() if is_last or not parallel else _no_sync(parallel[0])
+        return nullcontext() if is_last or parallel is None else _no_sync(parallel)
 
     return context
 
@@ -59,9 +58,6 @@ def _no_sync(parallel: DistributedDataParallel) -> Iterator[None]:
         yield
 
 
-def wrappers(model: DistributedModelParallel) -> Iterator[nn.Module]:
-    """The data-parallel wrappers around the retriever, outermost first."""
-    module: object = model
-    while isinstance(module, DistributedModelParallel | DistributedDataParallel):
-        yield module
-        module = module.module
+def data_parallel(model: DistributedModelParallel) -> DistributedDataParallel | None:
+    """The wrapper that all-reduces the dense gradients; None on one rank, where TorchRec makes none."""
+    return next((module for module in model.modules() if isinstance(module, DistributedDataParallel)), None)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from gbla_rec.config import OptimizerConfig, RunConfig, StreamConfig, TrainingConfig
 from gbla_rec.data.histories import HistoryBatch
@@ -15,10 +16,10 @@ from gbla_rec.data.micro_batches import micro_batches
 
 def train_and_look(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
     """Train; the dense gradients of the first step, the log, and how many buckets DDP reduced."""
-    from torch.nn.parallel import DistributedDataParallel
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
     from gbla_rec.training import trainer
-    from gbla_rec.training.gradient_accumulation import wrappers
+    from gbla_rec.training.gradient_accumulation import data_parallel
 
     gradients: list[dict[str, torch.Tensor]] = []
     num_reduced = 0
@@ -28,19 +29,16 @@ def train_and_look(rank: int, world_size: int, config: RunConfig) -> dict[str, A
         gradients.append({name: parameter.grad.clone() for name, parameter in self.parameters.items()})
         step(self)
 
-    def count(process_group: Any, bucket: Any) -> Any:
+    def count(process_group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         nonlocal num_reduced
         num_reduced += 1
         return default_hooks.allreduce_hook(process_group, bucket)
 
-    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
     run = trainer.Trainer.run
 
     def count_and_run(self: Any) -> Any:
-        for module in wrappers(self.model):
-            if isinstance(module, DistributedDataParallel):
-                module.register_comm_hook(None, count)
+        if (parallel := data_parallel(self.model)) is not None:
+            parallel.register_comm_hook(None, count)
         return run(self)
 
     trainer.DenseOptimizer.step, trainer.Trainer.run = keep_and_step, count_and_run  # type: ignore[method-assign]

@@ -31,9 +31,9 @@ def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool =
     train_steps = trainer.train_steps
 
     def count(*arguments: Any) -> Any:
-        for batch, nll in train_steps(*arguments):
-            targets.append(batch.targets.numel())
-            yield batch, nll
+        for batches, nll in train_steps(*arguments):
+            targets.append(nll.numel())
+            yield batches, nll
 
     trainer.train_steps = count
     run_dir = trainer.train(config, device=torch.device("cpu"), resume=resume)
