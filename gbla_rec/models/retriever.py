@@ -101,6 +101,10 @@ class HistoryModel(nn.Module):
         torch._dynamo.config.specialize_float = True
         self._compiled = torch.compile(self.target_nll, backend=backend, dynamic=True, fullgraph=True)
 
+    def stop_compiling(self) -> None:
+        """Train in eager mode from here on."""
+        self._compiled = None
+
     def _remember(self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> DecoderMemory:
         with step_part("input"):
             tokens = self.input(rows, self.item_codes[items])

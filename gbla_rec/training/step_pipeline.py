@@ -51,13 +51,15 @@ def train_steps(
     # the pipeline asks for zero_grad and step only
     stepper = cast(torch.optim.Optimizer, AccumulatingOptimizer(optimizer, num_micro_batches))
     pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(model, stepper, device, custom_model_fwd=accumulate)
-    while True:
-        try:
-            nll = [pipeline.progress(micro_batches) for _ in range(num_micro_batches)]
-        except StopIteration:
-            break
-        yield [in_flight.popleft() for _ in range(num_micro_batches)], torch.cat(nll)
-    pipeline.detach()
+    try:
+        while True:
+            try:
+                nll = [pipeline.progress(micro_batches) for _ in range(num_micro_batches)]
+            except StopIteration:
+                break
+            yield [in_flight.popleft() for _ in range(num_micro_batches)], torch.cat(nll)
+    finally:
+        pipeline.detach()
 
 
 def _remember(steps: Iterator[list[Batch]], in_flight: deque[Batch], num_micro_batches: int) -> Iterator[Batch]:
