@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.models.autocast import autocast
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
 
@@ -101,7 +102,7 @@ class RunParts:
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 on CUDA; fp32 on CPU, where bf16 is slower."""
-        return torch.autocast("cuda", dtype=torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        return autocast(self.device)
 
 
 def _require_kernels(config: RunConfig, device: torch.device) -> None:

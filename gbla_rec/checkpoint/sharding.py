@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
@@ -70,7 +70,13 @@ def sharded_retriever(
     process_group = dist.group.WORLD
     assert process_group is not None
     parallel = DistributedModelParallel(
-        retriever, env=ShardingEnv.from_process_group(process_group), device=device, plan=plan, sharders=sharders
+        retriever,
+        env=ShardingEnv.from_process_group(process_group),
+        device=device,
+        plan=plan,
+        sharders=sharders,
+        # DDP's static graph cannot leave the all-reduce out of its first backward (gradient accumulation)
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False),
     )
     initialize_tables(unwrap(parallel).tables, seed)
     return parallel

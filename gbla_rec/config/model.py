@@ -58,6 +58,8 @@ class EncoderConfig:
     window: int = 256
     """Tokens that a ``W`` layer sees on each side of a token; only those before it where the direction is causal."""
     dropout: float = 0.0
+    activation_checkpointing: bool = False
+    """Keep the input of each layer only and run the layer again in backward: less memory, the same gradients bit for bit."""
 
     def __post_init__(self) -> None:
         require_choice(self, "direction", Direction)

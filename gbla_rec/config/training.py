@@ -1,5 +1,6 @@
 """Optimisers, and the length of a run."""
 
+import re
 from dataclasses import dataclass
 
 from gbla_rec.config.rules import require, require_positive
@@ -42,6 +43,28 @@ class TrainingConfig:
     keep_last: int = 2
     keep_best: int = 2
     log_every: int = 10
+    num_micro_batches: int = 1
+    """Gradient accumulation: each rank cuts its part of a global batch into so many micro batches, which run one after another in
+    less memory. The dense part steps once, with the gradient of the whole batch; the fused tables step in the backward of each
+    micro batch."""
+    prefetch_factor: int = 4
+    """Global batches that a background thread reads, plans and collates ahead of the step."""
+    compile: bool = False
+    """torch.compile of the dense part (encoder, decoder, loss), with symbolic sizes: it compiles once, not for each length."""
+    profile_steps: str | None = None
+    """``first:count`` or ``first``: steps (1 is the run's first) whose Chrome trace rank 0 writes into the run directory; None
+    profiles nothing."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_steps", "validate_every", "validation_users", "save_every", "keep_last", "keep_best", "log_every")
+        require_positive(self, "num_micro_batches", "prefetch_factor")
+        is_range = self.profile_steps is None or re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.profile_steps) is not None
+        require(is_range, "TrainingConfig.profile_steps", "be 'first' or 'first:count', both at least 1", self.profile_steps)
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps of ``profile_steps``."""
+        if self.profile_steps is None:
+            return range(0)
+        first, _, count = self.profile_steps.partition(":")
+        return range(int(first), int(first) + int(count or 1))

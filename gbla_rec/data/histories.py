@@ -6,13 +6,16 @@ Shapes: ``B`` rows (samples), ``L`` memory events, ``S`` target events of a batc
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gbla_rec.data.keyed_random import keyed_sequence, keyed_uint64
-from gbla_rec.data.shard_files import HistoryShard
+
+if TYPE_CHECKING:
+    # files need polars and pyarrow, which batches in memory do without
+    from gbla_rec.data.shard_files import HistoryShard
 
 Int64Array = NDArray[np.int64]
 
@@ -101,7 +104,7 @@ class EventSource:
     context: dict[str, NDArray[np.int32]]
 
     @classmethod
-    def of_shard(cls, shard: HistoryShard) -> "EventSource":
+    def of_shard(cls, shard: "HistoryShard") -> "EventSource":
         """The events of a shard."""
         return cls(shard.items, shard.context)
 

@@ -4,11 +4,13 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, SwiGLU
+from gbla_rec.models.step_parts import step_part
 
 __all__ = ["EncoderBlock", "EncoderConfig", "HybridEncoder", "recency_buckets"]
 
@@ -39,11 +41,14 @@ class EncoderBlock(nn.Module):
         self.ffn_norm = nn.RMSNorm(config.model_dim)
         self.ffn = SwiGLU(config.model_dim, config.resolved_ffn_dim, output_scale=output_scale)
         self.dropout, self.index = config.dropout, index
+        self.mixer_part = f"encoder.{letter}"
 
     def forward(self, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
         """``(L, D)`` to ``(L, D)``."""
-        x = x + keyed_dropout(self.mixer(self.mixer_norm(x), layout), token_keys, self.dropout, 2 * self.index)
-        return x + keyed_dropout(self.ffn(self.ffn_norm(x)), token_keys, self.dropout, 2 * self.index + 1)
+        with step_part(self.mixer_part):
+            x = x + keyed_dropout(self.mixer(self.mixer_norm(x), layout), token_keys, self.dropout, 2 * self.index)
+        with step_part("encoder.ffn"):
+            return x + keyed_dropout(self.ffn(self.ffn_norm(x)), token_keys, self.dropout, 2 * self.index + 1)
 
 
 class HybridEncoder(nn.Module):
@@ -83,9 +88,23 @@ class HybridEncoder(nn.Module):
         if layout.num_tokens != values.shape[0]:
             raise ValueError(f"offsets must cover values, got {layout.num_tokens} tokens in offsets and {values.shape[0]} in values")
         x = values + self.recency(recency_buckets(layout)).to(values.dtype)
+        keys = token_keys if self.training else None
         for block in self.blocks:
-            x = block(x, layout, token_keys if self.training else None)
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                x = _recomputed(block, x, layout, keys)
+            else:
+                x = block(x, layout, keys)
         return self.final_norm(x)  # type: ignore[no-any-return]
+
+
+def _recomputed(block: nn.Module, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
+    """The block, keeping its input only: backward runs it again."""
+
+    def run(x: Tensor) -> Tensor:
+        return block(x, layout, token_keys)  # type: ignore[no-any-return]
+
+    # dropout is keyed by token: there is no generator to rewind
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def recency_buckets(layout: JaggedLayout) -> Tensor:

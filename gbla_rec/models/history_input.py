@@ -2,20 +2,10 @@
 
 # L tokens, C code levels, D model width (docs/shapes.md)
 
-from collections.abc import Mapping
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
 from gbla_rec.models.layers import initialized_linear
-
-
-class HasValues(Protocol):
-    """What is needed of TorchRec's ``JaggedTensor``."""
-
-    def values(self) -> Tensor:
-        """``(L, dim)``."""
 
 
 class HistoryInput(nn.Module):
@@ -32,16 +22,15 @@ class HistoryInput(nn.Module):
         # rows have variance 1 / dim: the scale brings the token to unit variance
         self.projection = initialized_linear(in_dim, model_dim, scale=(in_dim / (len(features) + len(self.code_embeddings))) ** 0.5)
 
-    def forward(self, embedded: Mapping[str, HasValues], codes: Tensor) -> Tensor:
+    def forward(self, rows: list[Tensor], codes: Tensor) -> Tensor:
         """Build the tokens.
 
         Args:
-            embedded: feature name to ``(L, table_dim)`` rows.
+            rows: ``(L, table_dim)`` of each feature, in order.
             codes: ``(L, C)`` int64 semantic-ID codes of the items.
 
         Returns:
             ``(L, D)``.
         """
-        parts = [embedded[name].values() for name in self.features]
-        parts += [embedding(codes[:, level]) for level, embedding in enumerate(self.code_embeddings)]
+        parts = rows + [embedding(codes[:, level]) for level, embedding in enumerate(self.code_embeddings)]
         return self.projection(torch.cat(parts, dim=-1))  # type: ignore[no-any-return]

@@ -10,13 +10,12 @@ from torch.nn.attention.varlen import varlen_attn
 
 from gbla_kernels import JaggedLayout
 from gbla_rec.models.cudnn_attention import cudnn_attention, has_cudnn_kernel, has_dense_cudnn_kernel
+from gbla_rec.models.row_attention import attend_rows, row_attention_op
 
 SHORT_ROWS = 256
 """If no row is longer, torch's own kernel is chosen: its blocks start faster, and there is little to compute."""
 DENSE_MULTIPLE = 128
 """Lengths of rows for torch's dense call, which makes a plan per length."""
-MIN_QUERY_BLOCK = 64
-"""Queries of one masked call of windowed attention without a kernel, at least."""
 FLASH_CAPABILITY = (8, 0)
 FLASH_ALIGNMENT, FLASH_MAX_HEAD_DIM = 8, 256
 
@@ -71,40 +70,9 @@ def jagged_attention(
         if is_plain and query_layout.max_length > SHORT_ROWS and has_cudnn_kernel(query.device, query.dtype, query.shape[2]):
             return cudnn_attention(query, key, value, query_layout.offsets, query_layout.offsets_cpu)
         return _flash(query, key, value, query_layout, key_layout, is_causal, window)
-    if not any(queries and keys for queries, keys in zip(query_layout.row_lengths, key_layout.row_lengths, strict=True)):
-        # every operand stays in the graph, so gradients are zero and not None
-        return query * 0 + (key.sum() + value.sum()) * 0
-    outputs = []
-    row_queries = query.split(query_layout.row_lengths)
-    row_keys, row_values = key.split(key_layout.row_lengths), value.split(key_layout.row_lengths)
-    for q, k, v in zip(row_queries, row_keys, row_values, strict=True):
-        if q.shape[0] == 0 or k.shape[0] == 0:
-            outputs.append(torch.zeros_like(q))
-        elif window is None:
-            outputs.append(_attend(q, k, v, is_causal=is_causal))
-        else:
-            outputs += _attend_near(q, k, v, is_causal, window)
-    return torch.cat(outputs)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False, mask: Tensor | None = None) -> Tensor:
-    """Dense attention of one row, or of a part of it."""
-    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)[0].transpose(0, 1)
-
-
-def _attend_near(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, window: int) -> list[Tensor]:
-    """Windowed attention of one row, in blocks of queries that see only the keys they may need."""
-    length, block = query.shape[0], max(window, MIN_QUERY_BLOCK)
-    positions = torch.arange(length, device=query.device)
-    outputs = []
-    for start in range(0, length, block):
-        queries = slice(start, start + block)
-        keys = slice(max(start - window, 0), start + block + (0 if is_causal else window))
-        distance = positions[queries, None] - positions[None, keys]
-        mask = (distance <= window) & (distance >= (0 if is_causal else -window))
-        outputs.append(_attend(query[queries], key[keys], value[keys], mask=mask))
-    return outputs
+    if torch.compiler.is_compiling():
+        return row_attention_op(query, key, value, query_layout.offsets_cpu, key_layout.offsets_cpu, is_causal, window)  # type: ignore[no-any-return]
+    return attend_rows(query, key, value, query_layout.row_lengths, key_layout.row_lengths, is_causal, window)
 
 
 def _is_dense(query: Tensor, layout: JaggedLayout) -> bool:

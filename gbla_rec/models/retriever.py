@@ -2,8 +2,8 @@
 
 # B rows, L history tokens, S targets, C code levels, M beams, D model width (docs/shapes.md)
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,22 @@ from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import ModelConfig
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
-from gbla_rec.models.history_input import HasValues, HistoryInput
+from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.losses import semantic_id_nll
+from gbla_rec.models.step_parts import step_part
 
 if TYPE_CHECKING:
     from gbla_rec.data.batch import Batch
+
+MIN_COMPILED = 16
+"""Tokens and targets of a batch that runs compiled: sizes of 0 and 1, and rows shorter than a convolution, are graphs of their own."""
+
+
+class HasValues(Protocol):
+    """What is needed of TorchRec's ``JaggedTensor``."""
+
+    def values(self) -> Tensor:
+        """``(L, dim)``."""
 
 
 class HistoryModel(nn.Module):
@@ -33,21 +44,73 @@ class HistoryModel(nn.Module):
         self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend)
         # not saved: the table of semantic IDs is an artifact of its own
         self.register_buffer("item_codes", item_codes, persistent=False)
+        self._compiled: Callable[..., Tensor] | None = None
 
     def encode(self, embedded: Mapping[str, HasValues], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> DecoderMemory:
         """Embedded histories to the decoder's memory."""
-        tokens = self.input(embedded, self.item_codes[items])
-        encoded = self.encoder(tokens, layout.offsets, layout=layout, token_keys=token_keys)
-        return self.decoder.remember(encoded, layout)
+        return self._remember([embedded[name].values() for name in self.input.features], items, layout, token_keys)
 
     def forward(self, embedded: Mapping[str, HasValues], batch: "Batch") -> tuple[Tensor, Tensor]:
         """Loss (scalar, already weighted by ``batch.loss_weight``) and the targets' NLL ``(S,)`` in nats, detached."""
-        memory = self.encode(embedded, batch.items, batch.layout, batch.token_keys)
-        codes = self.item_codes[batch.targets]
-        logits = self.decoder(codes, batch.code_layout, memory, batch.target_keys if self.training else None)
-        smoothing = self.config.decoder.label_smoothing if self.training else 0.0
-        nll = semantic_id_nll(logits, codes, label_smoothing=smoothing)
+        # read here: TorchRec's awaitables end where a compiler begins
+        with step_part("tables"):
+            rows = [embedded[name].values() for name in self.input.features]
+        tensors = (batch.items, batch.token_keys, batch.targets, batch.target_keys)
+        target_nll = self.target_nll
+        if self.training and min(batch.items.numel(), batch.targets.numel()) >= MIN_COMPILED:
+            for tensor in (*rows, *tensors):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            target_nll = self._compiled or self.target_nll
+        nll = target_nll(rows, *tensors, batch.layout, batch.code_layout)
         return nll.sum() * batch.loss_weight, nll.detach()
+
+    def target_nll(
+        self,
+        rows: list[Tensor],
+        items: Tensor,
+        token_keys: Tensor,
+        targets: Tensor,
+        target_keys: Tensor,
+        layout: JaggedLayout,
+        code_layout: JaggedLayout,
+    ) -> Tensor:
+        """NLL of the targets ``(S,)`` in nats: everything of a step that is neither tables nor optimiser.
+
+        Args:
+            rows: ``(L, table_dim)`` of each feature; all else as in ``Batch``.
+            items: ``(L,)``.
+            token_keys: ``(L,)``.
+            targets: ``(S,)``.
+            target_keys: ``(S,)``.
+            layout: of the histories.
+            code_layout: of the targets' codes.
+        """
+        memory = self._remember(rows, items, layout, token_keys)
+        codes = self.item_codes[targets]
+        with step_part("decoder"):
+            logits = self.decoder(codes, code_layout, memory, target_keys if self.training else None)
+        smoothing = self.config.decoder.label_smoothing if self.training else 0.0
+        with step_part("loss"):
+            return semantic_id_nll(logits, codes, label_smoothing=smoothing)
+
+    def compile_training(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile ``target_nll`` for training: one graph, with symbolic sizes, whatever the lengths of a batch."""
+        # DDP's splitter refuses recomputed layers; one backward means that its all-reduce starts when that ends
+        torch._dynamo.config.optimize_ddp = False
+        # the config's floats are constants: as inputs, they cost a second analysis of the whole graph
+        torch._dynamo.config.specialize_float = True
+        self._compiled = torch.compile(self.target_nll, backend=backend, dynamic=True, fullgraph=True)
+
+    def stop_compiling(self) -> None:
+        """Train in eager mode from here on."""
+        self._compiled = None
+
+    def _remember(self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> DecoderMemory:
+        with step_part("input"):
+            tokens = self.input(rows, self.item_codes[items])
+        encoded = self.encoder(tokens, layout.offsets, layout=layout, token_keys=token_keys)
+        with step_part("decoder"):
+            return self.decoder.remember(encoded, layout)
 
 
 class GenerativeRetriever(nn.Module):
@@ -82,7 +145,9 @@ class GenerativeRetriever(nn.Module):
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """See ``HistoryModel.forward``."""
-        return self.history(self.tables(batch.features), batch)  # type: ignore[no-any-return]
+        with step_part("tables"):
+            embedded = self.tables(batch.features)
+        return self.history(embedded, batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode(self, batch: "Batch") -> DecoderMemory:

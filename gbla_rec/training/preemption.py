@@ -2,11 +2,14 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+T = TypeVar("T")
 EXIT_STATUS = 128 + signal.SIGTERM
 """What a shell reports of a process that SIGTERM ended: neither success, nor an error of the run."""
 BATCHES_PER_CHECK = 8
@@ -34,6 +37,13 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._is_main:
             signal.signal(signal.SIGTERM, self._previous)
+
+    def stop(self, items: Iterator[T]) -> Iterator[T]:
+        """The same items up to the request; all ranks ask for equally many."""
+        for item in items:
+            if self.is_due():
+                return
+            yield item
 
     def is_due(self) -> bool:
         """Whether all ranks stop now; all ranks call it equally often, before each batch."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from gbla_rec.checkpoint.run_directory import write_text
 from gbla_rec.training.metrics_endpoint import MetricsEndpoint
+from gbla_rec.training.step_window import Rates
 
 METRICS = "metrics.jsonl"
 
@@ -56,21 +58,15 @@ class RunLog:
             self._board.close()
             self._lines.close()
 
-    def training(
-        self, step: int, *, loss: float, tokens_per_second: float, learning_rate: float, gradient_norm: float, tokens: int
-    ) -> None:
-        """Report training up to ``step`` (steps done): mean loss in nats per target since the last report."""
-        self._write(
-            step,
-            "train",
-            loss=loss,
-            tokens_per_second=tokens_per_second,
-            learning_rate=learning_rate,
-            gradient_norm=gradient_norm,
-            tokens=tokens,
-        )
+    def training(self, step: int, rates: Rates, *, learning_rate: float, gradient_norm: float, tokens: int) -> None:
+        """Report training up to ``step`` (steps done) since the last report, ``tokens`` history events ago."""
+        known = {name: value for name, value in asdict(rates).items() if value is not None}
+        self._write(step, "train", **known, learning_rate=learning_rate, gradient_norm=gradient_norm, tokens=tokens)
         if self.enabled:
-            status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+            status = f"loss {rates.loss:.3f}  {rates.tokens_per_second:,.0f} tokens/s  {1000 * rates.step_seconds:,.0f} ms/step"
+            if rates.mfu is not None:
+                status += f"  MFU {rates.mfu:.1%}"
+            status += f"  data wait {rates.data_wait:.1%}"
             self._bar.update(self._task, completed=step, status=status)
             if not self._is_live:
                 self._console.print(f"step {step}/{self._num_steps}  {status}  {self._eta(step)}")

@@ -2,16 +2,13 @@
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.process_group import on_first_rank
@@ -30,20 +27,15 @@ from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
 from gbla_rec.config import RunConfig, TrainingConfig, differing_fields
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
+from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
+from gbla_rec.training.prefetch import Prefetcher
+from gbla_rec.training.profiling import StepProfiler
 from gbla_rec.training.progress import RunLog
-
-
-@dataclass
-class _Window:
-    """Sums since the last report; the NLL stays on the device until then."""
-
-    nll: Tensor
-    targets: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
+from gbla_rec.training.step_pipeline import train_steps
+from gbla_rec.training.step_window import StepWindow
 
 
 class Trainer:
@@ -54,6 +46,8 @@ class Trainer:
         config = parts.config
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
+        if config.training.compile:
+            parts.retriever.history.compile_training()
         dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
         self.stream = TrainingStream(
@@ -69,6 +63,9 @@ class Trainer:
         found = checkpoints(run_dir)
         if found:
             self._resume(found[-1])
+        self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
+        profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
+        self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
 
     def run(self) -> Path:
         """Train to ``config.training.num_steps``; returns the run directory.
@@ -78,18 +75,18 @@ class Trainer:
         """
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
-        with log, StopRequest() as stop_request:
+        with log, StopRequest() as stop_request, self.prefetcher, self.profiler:
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
             self._train(training, log, stop_request)
         return self.run_dir
 
     def _train(self, training: TrainingConfig, log: RunLog, stop_request: StopRequest) -> None:
-        batches = self._batches(stop_request)
-        window = _Window(torch.zeros((), device=self.parts.device))
+        steps = stop_request.stop(self.prefetcher)
+        window = StepWindow(torch.zeros((), device=self.parts.device), self.prefetcher.seconds_waited)
         while self.step < training.num_steps:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
-            window = self._train_until(stop, batches, window, log)
+            window = self._train_until(stop, steps, window, log)
             self._require_finite(window)
             if self.step < stop:
                 # a second save of one step would drop its validation
@@ -102,33 +99,22 @@ class Trainer:
             self._save(self._validate(training, log) if is_validation else None)
             window.started += time.monotonic() - paused
 
-    def _train_until(self, stop: int, batches: Iterator[Batch], window: _Window, log: RunLog) -> _Window:
+    def _train_until(self, stop: int, steps: Iterator[list[Batch]], window: StepWindow, log: RunLog) -> StepWindow:
         """Train up to step ``stop``, or until there are no more batches.
 
         Nothing is in flight before and after, so the model can be read and saved.
         """
-        in_flight: deque[Batch] = deque()
-        stretch = _remember(itertools.islice(batches, stop - self.step), in_flight)
-        # the pipeline asks for zero_grad and step only
-        optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        pipeline: TrainPipelineSparseDist[Batch, Tensor] = TrainPipelineSparseDist(
-            self.model, optimizer, self.parts.device, custom_model_fwd=self._forward
-        )
         self.model.train()
-        while self.step < stop:
-            try:
-                nll = pipeline.progress(stretch)
-            except StopIteration:
-                break
-            batch = in_flight.popleft()
-            assert batch.next_position is not None
-            self.step, self.position = self.step + 1, batch.next_position
-            window.nll += nll.sum()
-            window.targets += batch.num_global_targets
-            window.tokens += batch.num_global_tokens
+        stretch = itertools.islice(steps, stop - self.step)
+        num_micro_batches = self.config.training.num_micro_batches
+        for trained, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch, num_micro_batches):
+            position = trained[-1].next_position
+            assert position is not None
+            self.step, self.position = self.step + 1, position
+            window.add(trained, nll, self.config.model, self.parts.semantic_ids.widths)
+            self.profiler.step_done()
             if self.step % self.config.training.log_every == 0 or self.step in (1, self.config.training.num_steps):
                 window = self._report(window, log)
-        pipeline.detach()
         return window
 
     def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
@@ -137,28 +123,31 @@ class Trainer:
             loss, nll = self.model(batch)
         return loss, nll
 
-    def _batches(self, stop_request: StopRequest) -> Iterator[Batch]:
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The micro batches of each step from here on, in page-locked memory where that speeds the copy to the device."""
         for histories in self.stream.batches(self.position):
-            if stop_request.is_due():
-                return
-            yield self.parts.collator(histories)
+            parts = micro_batches(histories, self.config.training.num_micro_batches, self.config.stream)
+            batches = [self.parts.collator(part) for part in parts]
+            yield [batch.pin_memory() for batch in batches] if self.parts.device.type == "cuda" else batches
 
-    def _report(self, window: _Window, log: RunLog) -> _Window:
+    def _choose_device(self) -> None:
+        """A new thread starts on GPU 0: page-locked memory would make a context there on every rank."""
+        if self.parts.device.type == "cuda":
+            torch.cuda.set_device(self.parts.device)
+
+    def _report(self, window: StepWindow, log: RunLog) -> StepWindow:
         self._require_finite(window)
-        total = window.nll.clone()
-        dist.all_reduce(total)
-        loss = float(total) / max(window.targets, 1)
+        seconds_waited = self.prefetcher.seconds_waited
         log.training(
             self.step,
-            loss=loss,
-            tokens_per_second=window.tokens / (time.monotonic() - window.started),
+            window.rates(seconds_waited),
             learning_rate=learning_rate_at(self.step - 1, self.config.training.num_steps, self.config.optimizer),
             gradient_norm=float(self.optimizer.gradient_norm),
             tokens=window.tokens,
         )
-        return _Window(torch.zeros_like(window.nll))
+        return window.after(seconds_waited)
 
-    def _require_finite(self, window: _Window) -> None:
+    def _require_finite(self, window: StepWindow) -> None:
         """Stop all ranks before a bad state is saved: the newest checkpoint stays a good one."""
         is_bad = (~torch.isfinite(window.nll)).to(torch.float32)
         dist.all_reduce(is_bad)
@@ -212,13 +201,6 @@ class Trainer:
 def _next_multiple(step: int, every: int) -> int:
     """The first multiple of ``every`` after ``step``."""
     return (step // every + 1) * every
-
-
-def _remember(batches: Iterator[Batch], in_flight: deque[Batch]) -> Iterator[Batch]:
-    """Pass batches on and keep them in order: the pipeline takes them some steps before it trains on them."""
-    for batch in batches:
-        in_flight.append(batch)
-        yield batch
 
 
 def train(config: RunConfig, *, device: torch.device, resume: bool = False) -> Path:

@@ -4,15 +4,19 @@ import json
 from pathlib import Path
 
 from gbla_rec.training.progress import METRICS, RunLog
+from gbla_rec.training.step_window import Rates
 
 
 def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "kind": "train", "loss": float(step)}) for step in (1, 2, 3, 4)]
     (tmp_path / METRICS).write_text("\n".join([*lines, '{"step": 5, "ki']))
     with RunLog(tmp_path, num_steps=6, first_step=2, enabled=True) as log:
-        log.training(3, loss=0.5, tokens_per_second=1.0, learning_rate=1.0, gradient_norm=1.0, tokens=1)
+        rates = Rates(loss=0.5, step_seconds=1.0, tokens_per_second=1.0, data_wait=0.25, mfu=None)
+        log.training(3, rates, learning_rate=1.0, gradient_norm=1.0, tokens=1)
     logged = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in logged] == [(1, 1.0), (2, 2.0), (3, 0.5)]
+    # a device whose peak is not known has no MFU
+    assert "mfu" not in logged[-1] and logged[-1]["data_wait"] == 0.25
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

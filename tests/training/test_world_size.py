@@ -28,14 +28,14 @@ def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool =
         return run(self)
 
     trainer.Trainer.run = keep_and_run  # type: ignore[method-assign]
-    remember = trainer._remember
+    train_steps = trainer.train_steps
 
-    def count(batches: Any, in_flight: Any) -> Any:
-        for batch in remember(batches, in_flight):
-            targets.append(batch.targets.numel())
-            yield batch
+    def count(*arguments: Any) -> Any:
+        for batches, nll in train_steps(*arguments):
+            targets.append(nll.numel())
+            yield batches, nll
 
-    trainer._remember = count
+    trainer.train_steps = count
     run_dir = trainer.train(config, device=torch.device("cpu"), resume=resume)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -151,24 +151,16 @@ def test_ranks_without_samples_take_part(run_ranks: Any, tiny_run: Any) -> None:
 @pytest.mark.usefixtures("tiny_workspace")
 def test_the_tables_are_really_pipelined(run_ranks: Any, tiny_run: Any) -> None:
     def pipelined(rank: int, world_size: int) -> list[str]:
-        from gbla_rec.training import trainer
+        from gbla_rec.training import step_pipeline, trainer
 
-        pipelines = []
-        original = trainer.TrainPipelineSparseDist
-
-        def keep(*args: Any, **kwargs: Any) -> Any:
-            pipelines.append(original(*args, **kwargs))
-            return pipelines[-1]
-
-        trainer.TrainPipelineSparseDist = keep
-        detach = original.detach
+        detach = step_pipeline.TrainPipelineSparseDist.detach
         names: list[str] = []
 
         def detach_and_look(self: Any) -> Any:
             names.extend(type(module).__name__ for module in self._pipelined_modules)
             return detach(self)
 
-        original.detach = detach_and_look
+        step_pipeline.TrainPipelineSparseDist.detach = detach_and_look
         trainer.train(tiny_run(), device=torch.device("cpu"))
         return names
 

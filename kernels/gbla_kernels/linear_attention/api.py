@@ -22,6 +22,7 @@ from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.linear_attention.autograd import PackedWidths, attend, attend_packed
 from gbla_kernels.linear_attention.launch_config import MAX_WIDTH, launch_config
 from gbla_kernels.linear_attention.reference import gated_linear_attention_reference
+from gbla_kernels.linear_attention.reference_op import reference_op
 from gbla_kernels.row_splits import RowSplits
 
 FeatureMap = Literal["elu1", "relu"]
@@ -106,6 +107,9 @@ def gated_linear_attention(
         _require_triton("gated_linear_attention", query, key_dim, value_dim, direction)
         splits = _row_splits(offsets, layout, num_tokens, key_dim, value_dim, query.dtype)
         return attend(query, key, value, key_gate, output_gate, norm_weight, splits, feature_map, normalize, eps)
+    if layout is not None and torch.compiler.is_compiling():
+        settings = (feature_map, normalize, eps, direction)
+        return reference_op(query, key, value, key_gate, output_gate, norm_weight, layout.offsets_cpu, *settings)
     return gated_linear_attention_reference(
         query, key, value, key_gate, output_gate, norm_weight, offsets, layout, feature_map, normalize, eps, direction
     )

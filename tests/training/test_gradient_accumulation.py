@@ -1,0 +1,109 @@
+"""Micro batches give the dense gradient of the whole batch, on any number of ranks, with one all-reduce a step."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from gbla_rec.config import OptimizerConfig, RunConfig, StreamConfig, TrainingConfig
+from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.data.micro_batches import micro_batches
+
+
+def train_and_look(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
+    """Train; the dense gradients of the first step, the log, and how many buckets DDP reduced."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    from gbla_rec.training import trainer
+    from gbla_rec.training.gradient_accumulation import data_parallel
+
+    gradients: list[dict[str, torch.Tensor]] = []
+    num_reduced = 0
+    step = trainer.DenseOptimizer.step
+
+    def keep_and_step(self: Any, closure: None = None) -> None:
+        gradients.append({name: parameter.grad.clone() for name, parameter in self.parameters.items()})
+        step(self)
+
+    def count(process_group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal num_reduced
+        num_reduced += 1
+        return default_hooks.allreduce_hook(process_group, bucket)
+
+    run = trainer.Trainer.run
+
+    def count_and_run(self: Any) -> Any:
+        if (parallel := data_parallel(self.model)) is not None:
+            parallel.register_comm_hook(None, count)
+        return run(self)
+
+    trainer.DenseOptimizer.step, trainer.Trainer.run = keep_and_step, count_and_run  # type: ignore[method-assign]
+    run_dir = trainer.train(config, device=torch.device("cpu"))
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "gradients": gradients[0],
+        "num_steps": len(gradients),
+        "num_reduced": num_reduced,
+        "losses": [line["loss"] for line in lines if line["kind"] == "train"],
+        "tokens": [line["tokens"] for line in lines if line["kind"] == "train"],
+    }
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_micro_batches_give_the_gradient_of_the_whole_batch(run_ranks: Any, tiny_run: Any) -> None:
+    # tables that do not move: each backward steps them, which a later micro batch would see
+    frozen = OptimizerConfig(learning_rate=5e-3, warmup_steps=2, table_learning_rate=1e-30)
+    base = tiny_run(optimizer=frozen, training=TrainingConfig(num_steps=3, validate_every=3, save_every=2, log_every=1, validation_users=5))
+    # more micro batches than some ranks have rows
+    split = dataclasses.replace(base, training=dataclasses.replace(base.training, num_micro_batches=3))
+    whole = run_ranks(train_and_look, 1, base)[0]
+    for world_size in (1, 2):
+        reduced = {}
+        for config in (base, split):
+            outcome = run_ranks(train_and_look, world_size, config)[0]
+            reduced[config.training.num_micro_batches] = outcome["num_reduced"]
+            assert outcome["num_steps"] == 3 and outcome["tokens"] == whole["tokens"]
+            assert outcome["losses"] == pytest.approx(whole["losses"], rel=2e-5)
+            for name, gradient in whole["gradients"].items():
+                torch.testing.assert_close(outcome["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        assert reduced[1] == reduced[3] and (world_size == 1 or reduced[1] > 0)
+
+
+def test_micro_batches_hold_every_row_once() -> None:
+    random = np.random.default_rng(0)
+    lengths, targets = np.array([5, 0, 300, 7, 1, 0, 40]), np.array([1, 2, 0, 3, 1, 1, 4])
+    offsets, target_offsets = (np.concatenate([[0], np.cumsum(counts)]) for counts in (lengths, targets))
+    histories = HistoryBatch(
+        user_rows=np.arange(len(lengths)),
+        items=random.integers(0, 99, offsets[-1]),
+        offsets=offsets,
+        context={"kind": random.integers(0, 3, offsets[-1]).astype(np.int32)},
+        targets=random.integers(0, 99, target_offsets[-1]),
+        target_offsets=target_offsets,
+        token_keys=random.integers(0, 2**60, offsets[-1]),
+        seen_items=np.zeros(0, np.int64),
+        seen_offsets=np.zeros(len(lengths) + 1, np.int64),
+        global_num_targets=100,
+        global_num_tokens=1000,
+        position=None,
+        next_position=None,
+    )
+    found = {}
+    parts = micro_batches(histories, 9, StreamConfig())
+    assert len(parts) == 9
+    for part in parts:
+        assert (part.global_num_targets, part.global_num_tokens) == (100, 1000)
+        for place, user in enumerate(part.user_rows):
+            tokens, wanted = slice(*part.offsets[place : place + 2]), slice(*part.target_offsets[place : place + 2])
+            found[int(user)] = [x.tolist() for x in (part.items[tokens], part.context["kind"][tokens], part.token_keys[tokens])]
+            found[int(user)].append(part.targets[wanted].tolist())
+    assert sum(len(part.user_rows) for part in parts) == len(found) == len(lengths)
+    for user, (items, kinds, keys, wanted) in found.items():
+        tokens = slice(*offsets[user : user + 2])
+        assert items == histories.items[tokens].tolist() and kinds == histories.context["kind"][tokens].tolist()
+        assert keys == histories.token_keys[tokens].tolist()
+        assert wanted == histories.targets[slice(*target_offsets[user : user + 2])].tolist()
