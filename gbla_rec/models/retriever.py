@@ -14,6 +14,7 @@ from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
 from gbla_rec.models.history_input import HasValues, HistoryInput
 from gbla_rec.models.losses import semantic_id_nll
+from gbla_rec.models.table_boundary import TableBoundary
 
 if TYPE_CHECKING:
     from gbla_rec.data.batch import Batch
@@ -78,11 +79,12 @@ class GenerativeRetriever(nn.Module):
         """
         super().__init__()
         self.tables = tables
+        self.table_boundary = TableBoundary()
         self.history = HistoryModel(config, features, item_codes, widths, backend)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """See ``HistoryModel.forward``."""
-        return self.history(self.tables(batch.features), batch)  # type: ignore[no-any-return]
+        return self.history(self.table_boundary(self.tables(batch.features)), batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode(self, batch: "Batch") -> DecoderMemory:

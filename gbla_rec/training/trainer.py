@@ -31,9 +31,11 @@ from gbla_rec.config import RunConfig, TrainingConfig, differing_fields
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.stream import TrainingStream
+from gbla_rec.training.bad_batch import stop_at
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.progress import RunLog
+from gbla_rec.training.step_guard import StepGuard
 
 
 @dataclass
@@ -56,6 +58,9 @@ class Trainer:
         self.parts, self.model = parts, parts.model
         dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
+        guarded = [parameter for _, parameter in dense_parameters]
+        self.guard = StepGuard(self.parts.retriever.table_boundary, guarded, self.parts.device)
+        self.optimizer.skip_when(self.guard.is_bad)
         self.stream = TrainingStream(
             self.parts.dataset,
             config.stream,
@@ -90,7 +95,7 @@ class Trainer:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
             window = self._train_until(stop, batches, window, log)
-            self._require_finite(window)
+            self._require_finite()
             if self.step < stop:
                 # a second save of one step would drop its validation
                 if self.step != self.saved_step:
@@ -122,6 +127,7 @@ class Trainer:
                 break
             batch = in_flight.popleft()
             assert batch.next_position is not None
+            self.guard.watch(self.step + 1, self.position)
             self.step, self.position = self.step + 1, batch.next_position
             window.nll += nll.sum()
             window.targets += batch.num_global_targets
@@ -135,7 +141,7 @@ class Trainer:
         # autocast around forward alone: backward follows the dtypes of forward
         with self.parts.autocast():
             loss, nll = self.model(batch)
-        return loss, nll
+        return self.guard.protect(loss), nll
 
     def _batches(self, stop_request: StopRequest) -> Iterator[Batch]:
         for histories in self.stream.batches(self.position):
@@ -144,7 +150,7 @@ class Trainer:
             yield self.parts.collator(histories)
 
     def _report(self, window: _Window, log: RunLog) -> _Window:
-        self._require_finite(window)
+        self._require_finite()
         total = window.nll.clone()
         dist.all_reduce(total)
         loss = float(total) / max(window.targets, 1)
@@ -158,15 +164,11 @@ class Trainer:
         )
         return _Window(torch.zeros_like(window.nll))
 
-    def _require_finite(self, window: _Window) -> None:
-        """Stop all ranks before a bad state is saved: the newest checkpoint stays a good one."""
-        is_bad = (~torch.isfinite(window.nll)).to(torch.float32)
-        dist.all_reduce(is_bad)
-        if float(is_bad) > 0:
-            raise FloatingPointError(
-                f"the loss is not finite at or before step {self.step}, nothing was saved since the newest checkpoint of {self.run_dir}; "
-                "start a new run with a lower --optimizer.learning-rate"
-            )
+    def _require_finite(self) -> None:
+        """Stop all ranks if a step since the last call was not finite."""
+        bad = self.guard.first_bad_step()
+        if bad is not None:
+            stop_at(bad, self.run_dir, self.stream)
 
     @torch.no_grad()
     def _validate(self, training: TrainingConfig, log: RunLog) -> float:
@@ -184,6 +186,7 @@ class Trainer:
         return mean
 
     def _save(self, validation_nll: float | None) -> None:
+        self._require_finite()
         progress = Progress(
             step=self.step,
             position=self.position,
