@@ -11,6 +11,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from gbla_rec.checkpoint.rank_failure import explain
+
 ResultT = TypeVar("ResultT")
 TIMEOUT = timedelta(minutes=30)
 """Other ranks wait this long, for example while rank 0 ranks with the baselines."""
@@ -20,7 +22,12 @@ TIMEOUT = timedelta(minutes=30)
 def process_group(timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
     """Join the launcher's process group (``torchrun``'s variables), or make a group of one; yields this rank's device.
 
-    A group that already exists is used and left alone.
+    A group that already exists is used and left alone. A rank that leaves with an error leaves the group as it is: to
+    destroy it can wait for ranks that wait for this one. Its process must then end at once (``gbla_apps.command_line`` does),
+    which tells the launcher and the other ranks.
+
+    Raises:
+        LostRankError: if a collective failed because another rank is gone.
     """
     device = local_device()
     if dist.is_initialized():
@@ -35,8 +42,17 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         try:
             yield device
-        finally:
+        except SystemExit:
+            # all ranks agreed to end
             dist.destroy_process_group()
+            raise
+        except BaseException as error:
+            if dist.get_world_size() == 1:
+                dist.destroy_process_group()
+                raise
+            shown = explain(error)
+            raise shown from (None if shown is error else error)
+        dist.destroy_process_group()
 
 
 def local_device() -> torch.device:

@@ -1,0 +1,115 @@
+"""Ranks that really fail: whatever happens on one, all end soon, with one error that says what it was."""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gbla_rec.config import RunConfig
+
+
+def command(config: RunConfig) -> None:
+    """What ``gbla-rec train`` does after parsing."""
+    from gbla_apps import command_line
+    from gbla_rec.checkpoint.process_group import process_group
+    from gbla_rec.training.trainer import train
+
+    def main(_: object) -> None:
+        with process_group() as device:
+            train(config, device=device)
+
+    command_line.run(main, [])
+
+
+def after_step(step: int, action: Callable[[], None]) -> None:
+    """Call ``action`` on this rank once ``step`` steps are done."""
+    from gbla_rec.training.step_guard import StepGuard
+
+    watch = StepGuard.watch
+
+    def watch_and_act(self: Any, done: int, position: Any) -> None:
+        watch(self, done, position)
+        if done == step:
+            action()
+
+    StepGuard.watch = watch_and_act  # type: ignore[method-assign]
+
+
+def lose_shards(rank: int, config: RunConfig, how: str) -> None:
+    """Rank 1 has a workspace of its own, as on a node's disk, whose shards go bad during the run."""
+    if rank == 1:
+        own = Path(os.environ["GBLA_REC_WORKSPACE"]).with_name("own")
+        shutil.copytree(os.environ["GBLA_REC_WORKSPACE"], own)
+        os.environ["GBLA_REC_WORKSPACE"] = str(own)
+
+        def damage() -> None:
+            for shard in own.glob("datasets/tiny/**/*.parquet"):
+                if how == "deleted":
+                    shard.unlink()
+                else:
+                    os.truncate(shard, shard.stat().st_size // 2)
+
+        after_step(2, damage)
+    command(config)
+
+
+def fill_the_disk(rank: int, config: RunConfig) -> None:
+    """The log of rank 0 is on a full disk from step 3 on."""
+    from gbla_rec.training.progress import RunLog
+
+    log = RunLog.training
+
+    def log_to_a_full_disk(self: Any, step: int, **values: Any) -> None:
+        if self.enabled and step == 3:
+            self._lines = open("/dev/full", "a", buffering=1)
+        log(self, step, **values)
+
+    RunLog.training = log_to_a_full_disk  # type: ignore[method-assign]
+    command(config)
+
+
+def meet_a_bug(rank: int, config: RunConfig) -> None:
+    def bug() -> None:
+        raise KeyError("no such thing")
+
+    if rank == 1:
+        after_step(2, bug)
+    command(config)
+
+
+@pytest.fixture
+def long_run(tiny_run: Any, tiny_workspace: Path) -> RunConfig:
+    training = dataclasses.replace(tiny_run().training, num_steps=500, save_every=1000, validate_every=1000, log_every=1)
+    return tiny_run(training=training)
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated"])
+def test_a_shard_lost_on_one_rank_ends_all_and_is_named(launch_ranks: Any, long_run: RunConfig, how: str) -> None:
+    started = time.monotonic()
+    (first_status, first), (second_status, second) = launch_ranks(lose_shards, 2, long_run, how)
+    assert time.monotonic() - started < 30
+    assert first_status == second_status == 2, first + second
+    (error,) = [line for line in second.splitlines() if line.startswith("error on rank 1: ")]
+    assert "/own/datasets/tiny/" in error and ".parquet" in error and "prepare" in error, error
+    assert "error on rank 0: lost the connection to another rank" in first
+    assert "Traceback" not in first + second
+
+
+def test_a_log_that_cannot_be_written_ends_all_ranks(launch_ranks: Any, long_run: RunConfig) -> None:
+    (first_status, first), (second_status, second) = launch_ranks(fill_the_disk, 2, long_run)
+    assert first_status == second_status == 2, first + second
+    assert "error on rank 0: step 3 could not be logged to " in first and "make room, then train with --resume" in first
+    assert "error on rank 1: lost the connection to another rank" in second
+    assert "error on rank" not in first.replace("error on rank 0", "", 1)
+
+
+def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(launch_ranks: Any, long_run: RunConfig) -> None:
+    (first_status, first), (second_status, second) = launch_ranks(meet_a_bug, 2, long_run)
+    assert (first_status, second_status) == (2, 1), first + second
+    assert "KeyError: 'no such thing'" in second and "Traceback" in second
+    assert "error on rank 0: lost the connection to another rank" in first
