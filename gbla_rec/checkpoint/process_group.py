@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from gbla_rec.checkpoint.rank_failure import explain
+from gbla_rec.checkpoint.rank_failure import explain, require_restartable
 
 ResultT = TypeVar("ResultT")
 TIMEOUT = timedelta(minutes=30)
@@ -27,6 +27,7 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
     which tells the launcher and the other ranks.
 
     Raises:
+        ValueError: if the launcher would restart ranks in a way that fails.
         LostRankError: if a collective failed because another rank is gone.
     """
     device = local_device()
@@ -36,6 +37,7 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as directory:
         if "WORLD_SIZE" in os.environ:
+            require_restartable()
             dist.init_process_group(backend, timeout=timeout)
         else:
             store = dist.FileStore(str(Path(directory, "store")), 1)

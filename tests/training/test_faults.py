@@ -1,16 +1,24 @@
 """Ranks that really fail: whatever happens on one, all end soon, with one error that says what it was."""
 
 import dataclasses
+import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gbla_rec.checkpoint.rank_failure import SHARED_STORE_SWITCH, require_restartable
 from gbla_rec.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(config: RunConfig) -> None:
@@ -113,3 +121,88 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(launch_ranks: Any, l
     assert (first_status, second_status) == (2, 1), first + second
     assert "KeyError: 'no such thing'" in second and "Traceback" in second
     assert "error on rank 0: lost the connection to another rank" in first
+
+
+KILLED_PROGRAM = """
+import os, pickle, signal, sys
+from gbla_apps import command_line
+from gbla_rec.checkpoint.process_group import process_group
+from gbla_rec.training import trainer
+
+config = pickle.load(open(sys.argv[1], "rb"))
+forward = trainer.Trainer._forward
+
+
+def killed_forward(self, batch):
+    loss, nll = forward(self, batch)
+    # the other rank is in the middle of the step: it waits for this one in backward
+    if self.step + 1 == 6 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss, nll
+
+
+def main(_):
+    with process_group() as device:
+        trainer.train(config, device=device, resume=True)
+
+
+trainer.Trainer._forward = killed_forward
+command_line.run(main, [])
+"""
+
+
+def read_run(rank: int, world_size: int, config: RunConfig, is_trained: bool) -> dict[str, Any]:
+    """Losses, and all tensors of the newest checkpoint as this rank loads them; trains first unless that was done."""
+    from gbla_rec import workspace
+    from gbla_rec.training.trainer import RunParts, Trainer, train
+
+    if not is_trained:
+        train(config, device=torch.device("cpu"))
+    run_dir = workspace.latest_run_dir(config.name)
+    trainer = Trainer(RunParts.open(config, torch.device("cpu")), run_dir)
+    tensors = {**trainer.model.state_dict(), **trainer.optimizer.state_tensors()}
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "losses": [line["loss"] for line in lines if line["kind"] == "train"],
+        **{name: value.local_shards()[0].tensor if hasattr(value, "local_shards") else value.detach() for name, value in tensors.items()},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_killed_in_a_step_is_restarted_and_the_result_is_that_of_an_undisturbed_run(
+    run_ranks: Any, tiny_run: Any, tiny_workspace: Path, tmp_path: Path
+) -> None:
+    embedding = dataclasses.replace(tiny_run().model.embedding, sharding="row_wise")
+    training = dataclasses.replace(tiny_run().training, num_steps=8)
+    config = tiny_run(name="killed", model=dataclasses.replace(tiny_run().model, embedding=embedding), training=training)
+    (tmp_path / "program.py").write_text(KILLED_PROGRAM)
+    (tmp_path / "config").write_bytes(pickle.dumps(config))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--monitor-interval", "0.1"]
+    finished = subprocess.run(
+        [sys.executable, "-m", *launcher, str(tmp_path / "program.py"), str(tmp_path / "config")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", SHARED_STORE_SWITCH: "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert len(list(tiny_workspace.glob("runs/killed/*"))) == 1, "the restarted ranks go on with the same run"
+    killed = run_ranks(read_run, 2, config, True)
+    undisturbed = run_ranks(read_run, 2, dataclasses.replace(config, name="undisturbed"), False)
+    for mine, theirs in zip(killed, undisturbed, strict=True):
+        assert mine["losses"] == theirs["losses"] and len(mine.pop("losses")) == 8
+        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def test_restarts_that_would_fail_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    require_restartable()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    with pytest.raises(ValueError, match=f"got 2; set {SHARED_STORE_SWITCH}=1 "):
+        require_restartable()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    require_restartable()
