@@ -66,8 +66,8 @@ def local_device() -> torch.device:
     return device
 
 
-def on_first_rank(action: Callable[[], ResultT]) -> ResultT:
-    """Run ``action`` on rank 0 and give every rank its result.
+def on_first_rank(action: Callable[[], ResultT], group: dist.ProcessGroup | None = None) -> ResultT:
+    """Run ``action`` on rank 0 and give every rank its result, through ``group`` (default: the group of all ranks).
 
     Raises:
         Exception: what ``action`` raised, on every rank: an error on rank 0 alone would hang the others.
@@ -78,7 +78,7 @@ def on_first_rank(action: Callable[[], ResultT]) -> ResultT:
             outcome = [(action(), None)]
         except Exception as error:
             outcome = [(None, error)]
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=0, group=group)
     result, raised = outcome[0]
     if raised is not None:
         raise raised

@@ -41,6 +41,8 @@ class TrainingConfig:
     save_every: int = 1_000
     keep_last: int = 2
     keep_best: int = 2
+    async_save: bool = False
+    """Train on while a checkpoint is written; needs host memory for a second copy of each rank's weights and moments."""
     log_every: int = 10
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from gbla_rec import workspace
+from gbla_rec.checkpoint.background_save import BackgroundSaver
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import (
     Checkpoint,
@@ -71,6 +73,7 @@ class Trainer:
         )
         self.step, self.position = 0, StreamPosition()
         self.saved_step: int | None = None
+        self.background_saver = BackgroundSaver() if config.training.async_save else None
         found = checkpoints(run_dir)
         if found:
             self._resume(found[-1])
@@ -83,7 +86,7 @@ class Trainer:
         """
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
-        with log, StopRequest() as stop_request:
+        with log, self.background_saver or nullcontext(), StopRequest() as stop_request:
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
             self._train(training, log, stop_request)
         return self.run_dir
@@ -100,6 +103,8 @@ class Trainer:
                 # a second save of one step would drop its validation
                 if self.step != self.saved_step:
                     self._save(None)
+                if self.background_saver is not None:
+                    self.background_saver.wait()
                 log.message(f"SIGTERM: saved step {self.step} of {self.run_dir}; train with --resume to go on")
                 raise SystemExit(EXIT_STATUS)
             paused = time.monotonic()
@@ -194,10 +199,17 @@ class Trainer:
             world_size=dist.get_world_size(),
             validation_nll=validation_nll,
         )
-        save_checkpoint(self.run_dir, self.model, self.optimizer.state_tensors(), progress)
+        training, state = self.config.training, self.optimizer.state_tensors()
+
+        def prune() -> None:
+            prune_checkpoints(self.run_dir, training.keep_last, training.keep_best)
+
+        if self.background_saver is not None:
+            self.background_saver.save(self.run_dir, self.model, state, progress, prune)
+        else:
+            save_checkpoint(self.run_dir, self.model, state, progress)
+            on_first_rank(prune)
         self.saved_step = self.step
-        training = self.config.training
-        on_first_rank(lambda: prune_checkpoints(self.run_dir, training.keep_last, training.keep_best))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         if checkpoint.progress.sequence_hash != self.stream.sequence_hash:
