@@ -132,7 +132,9 @@ def launch_ranks(tmp_path: Path) -> LaunchRanks:
         context.set_forkserver_preload(["torchrec"])
         processes = [
             context.Process(
-                target=_ByValue(_launched_rank), args=(_ByValue(program), rank, world_size, _ByValue(args), directory, environment), daemon=True
+                target=_ByValue(_launched_rank),
+                args=(_ByValue(program), rank, world_size, _ByValue(args), directory, environment),
+                daemon=True,
             )
             for rank in range(world_size)
         ]

@@ -3,10 +3,11 @@
 import math
 from dataclasses import astuple
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX
 from gbla_rec.data.histories import HistoryBatch
@@ -40,7 +41,7 @@ def stop_at(bad: BadStep, run_dir: Path, stream: TrainingStream) -> NoReturn:
 def write_batch(path: Path, histories: HistoryBatch) -> None:
     """Write a batch as ``.npz``, complete or absent: the arrays of ``HistoryBatch``, context columns as ``context/<name>``."""
     position = histories.position
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "user_rows": histories.user_rows,
         "items": histories.items,
         "offsets": histories.offsets,
@@ -52,12 +53,17 @@ def write_batch(path: Path, histories: HistoryBatch) -> None:
     }
     temporary = path.with_name(TEMPORARY_PREFIX + path.name)
     with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        # its annotations take every name for the option allow_pickle
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     temporary.rename(path)
 
 
 def _finding(bad: BadStep) -> str:
-    parts = {"loss": bad.loss, "norm of the dense gradients": bad.dense_gradient_norm, "norm of the table gradients": bad.table_gradient_norm}
+    parts = {
+        "loss": bad.loss,
+        "norm of the dense gradients": bad.dense_gradient_norm,
+        "norm of the table gradients": bad.table_gradient_norm,
+    }
     return ", ".join(f"{name} {value}" for name, value in parts.items() if not math.isfinite(value))
 
 

@@ -157,3 +157,29 @@ def test_a_kill_while_a_save_is_pending_loses_nothing_that_was_saved(
     run_ranks(resume_run, 2, config)
     assert [found.progress.step for found in checkpoints(run_dir)] == [4, 6]
     assert not list(run_dir.glob("checkpoints/.tmp-*"))
+
+
+def stop_while_a_save_is_pending(rank: int, world_size: int, config: RunConfig) -> object:
+    """Writing takes a second; SIGTERM comes before the third batch, while step 2 is being written."""
+    from gbla_rec.checkpoint import background_save
+    from gbla_rec.training import preemption
+    from gbla_rec.training import trainer as module
+
+    write, calls = background_save.write_checkpoint, iter(range(3))
+
+    def write_slowly(*arguments: Any) -> Path:
+        time.sleep(1)
+        return write(*arguments)
+
+    background_save.write_checkpoint = write_slowly
+    preemption.StopRequest.is_due = lambda self: next(calls, None) is None  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as stopped:
+        module.train(config, device=CPU)
+    return stopped.value.code
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_sigterm_waits_for_what_is_pending(run_ranks: Any, tiny_run: Any) -> None:
+    config = named(tiny_run(), "stopped", num_steps=9, save_every=2, validate_every=9)
+    assert run_ranks(stop_while_a_save_is_pending, 1, config) == [143]
+    assert [found.progress.step for found in checkpoints(workspace.latest_run_dir("stopped"))] == [2, 3]

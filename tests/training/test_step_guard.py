@@ -76,7 +76,7 @@ def poison(kind: str, trainer: Any, rank: int) -> dict[str, Tensor]:
         return gradient * math.nan if is_bad else gradient
 
     trainer._forward, trainer.guard.protect, boundary.forward = poisoned_forward, poisoned_protect, poisoned_rows
-    list(retriever.history.decoder.parameters())[0].register_hook(poisoned_weight)
+    next(iter(retriever.history.decoder.parameters())).register_hook(poisoned_weight)
     return before
 
 
@@ -142,7 +142,9 @@ def test_a_bad_step_on_one_rank_changes_nothing_on_any(run_ranks: Any, tiny_run:
         (part,) = tiny_workspace.glob(f"runs/loss/*/bad_batches/step_0000000{BAD_STEP}/rank_0000{rank}.npz")
         batch = np.load(part)
         assert batch["offsets"][-1] == len(batch["items"]) > 0
-        assert len(batch["targets"]) == batch["target_offsets"][-1] > 0 and tuple(batch["position"]) == dataclasses.astuple(checkpoints(resumable)[0].progress.position)
+        assert len(batch["targets"]) == batch["target_offsets"][-1] > 0 and tuple(batch["position"]) == dataclasses.astuple(
+            checkpoints(resumable)[0].progress.position
+        )
     assert run_ranks(resume_and_compare, 2, config) == [[], []]
 
 
