@@ -149,7 +149,6 @@ def test_a_kill_while_a_save_is_pending_loses_nothing_that_was_saved(
     config = named(tiny_run(), "killed", num_steps=6, save_every=2, validate_every=6)
     (first_status, first), (second_status, _) = launch_ranks(die_while_a_save_is_pending, 2, config, timeout_s=30.0)
     assert second_status == -signal.SIGKILL
-    # its thread still waits: the process must not wait for the thread
     assert first_status == 2 and "lost the connection to another rank" in first, first
     run_dir = workspace.latest_run_dir("killed")
     assert [found.progress.step for found in checkpoints(run_dir)] == [2]

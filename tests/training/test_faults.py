@@ -124,19 +124,27 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(launch_ranks: Any, l
 
 
 KILLED_PROGRAM = """
-import os, pickle, signal, sys
+import os, pickle, signal, sys, time
 from gbla_apps import command_line
+from gbla_rec.checkpoint import background_save
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.training import trainer
 
 config = pickle.load(open(sys.argv[1], "rb"))
-forward = trainer.Trainer._forward
+forward, write = trainer.Trainer._forward, background_save.write_checkpoint
+is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+
+def write_without_end(run_dir, state, progress, group):
+    if is_first and progress.step == 4:
+        time.sleep(3600)
+    return write(run_dir, state, progress, group)
 
 
 def killed_forward(self, batch):
     loss, nll = forward(self, batch)
     # the other rank is in the middle of the step: it waits for this one in backward
-    if self.step + 1 == 6 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if is_first and self.step + 1 == 6 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return loss, nll
 
@@ -146,7 +154,7 @@ def main(_):
         trainer.train(config, device=device, resume=True)
 
 
-trainer.Trainer._forward = killed_forward
+trainer.Trainer._forward, background_save.write_checkpoint = killed_forward, write_without_end
 command_line.run(main, [])
 """
 
@@ -174,7 +182,7 @@ def test_a_rank_killed_in_a_step_is_restarted_and_the_result_is_that_of_an_undis
     run_ranks: Any, tiny_run: Any, tiny_workspace: Path, tmp_path: Path
 ) -> None:
     embedding = dataclasses.replace(tiny_run().model.embedding, sharding="row_wise")
-    training = dataclasses.replace(tiny_run().training, num_steps=8)
+    training = dataclasses.replace(tiny_run().training, num_steps=8, async_save=True)
     config = tiny_run(name="killed", model=dataclasses.replace(tiny_run().model, embedding=embedding), training=training)
     (tmp_path / "program.py").write_text(KILLED_PROGRAM)
     (tmp_path / "config").write_bytes(pickle.dumps(config))
@@ -189,6 +197,8 @@ def test_a_rank_killed_in_a_step_is_restarted_and_the_result_is_that_of_an_undis
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    # the other rank ended by itself, although a save was pending there
+    assert "error on rank 0: lost the connection to another rank" in finished.stderr and "SIGKILL" not in finished.stderr
     assert len(list(tiny_workspace.glob("runs/killed/*"))) == 1, "the restarted ranks go on with the same run"
     killed = run_ranks(read_run, 2, config, True)
     undisturbed = run_ranks(read_run, 2, dataclasses.replace(config, name="undisturbed"), False)
