@@ -4,16 +4,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gbla_rec.models.history_input import HasValues
+
+class HasValues(Protocol):
+    """What is needed of TorchRec's ``JaggedTensor``."""
+
+    def values(self) -> Tensor:
+        """``(L, dim)``."""
 
 
 @dataclass(frozen=True)
 class CutRows:
-    """Rows of one feature beyond the boundary; what ``HistoryInput`` needs of a ``JaggedTensor``."""
+    """Rows of one feature beyond the boundary, read like a ``JaggedTensor``."""
 
     rows: Tensor
 
