@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 import multiprocessing
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -106,6 +107,51 @@ def run_ranks(tmp_path: Path) -> RunRanks:
     return run
 
 
+class LaunchRanks(Protocol):
+    """``launch_ranks(program, world_size, *args)`` returns ``[(exit status, output)]`` of the ranks."""
+
+    def __call__(self, program: Callable[..., Any], world_size: int, /, *args: Any, timeout_s: float = 60.0) -> list[tuple[int, str]]: ...
+
+
+@pytest.fixture
+def launch_ranks(tmp_path: Path) -> LaunchRanks:
+    """Runs ``program(rank, *args)`` as a launcher runs the ranks of a command: it joins the group itself, and may end in any way.
+
+    Each rank has its own process with torchrun's variables; a rank that did not end in time has the exit status -9.
+    """
+    calls = itertools.count()
+
+    def launch(program: Callable[..., Any], world_size: int, /, *args: Any, timeout_s: float = 60.0) -> list[tuple[int, str]]:
+        directory = tmp_path / f"launch-{next(calls)}"
+        directory.mkdir()
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torchrec"])
+        processes = [
+            context.Process(
+                target=_ByValue(_launched_rank),
+                args=(_ByValue(program), rank, world_size, _ByValue(args), directory, environment),
+                daemon=True,
+            )
+            for rank in range(world_size)
+        ]
+        deadline = time.monotonic() + timeout_s
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join()
+        outputs = [(directory / f"{rank}.output").read_text(errors="replace") for rank in range(world_size)]
+        return [(process.exitcode or 0, output) for process, output in zip(processes, outputs, strict=True)]
+
+    return launch
+
+
 class _ByValue:
     """Pickles to what it holds; code of test files and of this file goes by value, since no other process can import it."""
 
@@ -131,12 +177,7 @@ def _is_test_code(module: Any) -> bool:
 def _rank_main(
     fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str]
 ) -> None:
-    output = os.open(directory / f"{rank}.output", os.O_WRONLY | os.O_CREAT)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ.clear()
-    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
-    torch.set_num_threads(1)
+    _become_rank(rank, world_size, directory, environment)
     try:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
@@ -148,6 +189,22 @@ def _rank_main(
         (directory / f"{rank}.error").write_text(traceback.format_exc())
         # Not sys.exit: the process group of a failed rank may wait for its peers on the way out.
         os._exit(1)
+
+
+def _launched_rank(
+    program: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str]
+) -> None:
+    _become_rank(rank, world_size, directory, environment)
+    program(rank, *args)
+
+
+def _become_rank(rank: int, world_size: int, directory: Path, environment: dict[str, str]) -> None:
+    output = os.open(directory / f"{rank}.output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    torch.set_num_threads(1)
 
 
 def _wait(processes: list[BaseProcess], timeout_s: float) -> bool:

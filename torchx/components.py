@@ -270,7 +270,11 @@ def _app_args(args: tuple[str, ...]) -> List[str]:
 
 
 def _environment(resource: specs.Resource, num_processes: int) -> Dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(max(1, resource.cpu // num_processes))}
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, resource.cpu // num_processes)),
+        # a restart meets in a store of its own: in torchrun's shared one it finds the addresses of dead ranks
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     if resource.gpu > 0:
         environment |= NCCL_ENVIRONMENT
     if EFA_DEVICE in resource.devices:

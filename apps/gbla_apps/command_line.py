@@ -4,9 +4,11 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gbla_rec import workspace
 
@@ -24,13 +26,35 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
         main(arguments)
     except EXPECTED_ERRORS as error:
         if os.environ.get(TRACEBACK):
-            raise
+            _end_with_traceback(error)
         rank = os.environ.get("RANK")
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        _end(2, error)
     except KeyboardInterrupt as interrupt:
         print("interrupted; what was saved is kept, and gbla-rec train --resume goes on from there", file=sys.stderr)
-        raise SystemExit(130) from interrupt
+        _end(130, interrupt)
+    except Exception as error:
+        _end_with_traceback(error)
+
+
+def _end_with_traceback(error: Exception) -> NoReturn:
+    if not _is_rank():
+        raise error
+    traceback.print_exception(error)
+    _end(1, error)
+
+
+def _end(status: int, error: BaseException) -> NoReturn:
+    """End the program; a rank among others at once: the interpreter's own end could wait for threads and for the other ranks."""
+    if _is_rank():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status) from error
+
+
+def _is_rank() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def print_once(text: str) -> None:

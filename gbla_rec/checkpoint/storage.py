@@ -44,6 +44,11 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
     Raises:
         OSError: on all ranks if one cannot write, for want of room for example; older checkpoints are as they were.
     """
+    return write_checkpoint(run_dir, checkpoint_state(model, dense_optimizer_state), progress)
+
+
+def write_checkpoint(run_dir: Path, state: dict[str, Any], progress: Progress, group: dist.ProcessGroup | None = None) -> Path:
+    """The work of ``save_checkpoint`` on a state of ``checkpoint_state``; ``group`` (default: all ranks) is that of its collectives."""
     final = checkpoint_path(run_dir, progress.step)
     temporary = final.with_name(TEMPORARY_PREFIX + final.name)
     outdated = final.with_name(f"{TEMPORARY_PREFIX}old-{final.name}")
@@ -60,13 +65,13 @@ def save_checkpoint(run_dir: Path, model: DistributedModelParallel, dense_optimi
         temporary.rename(final)
         shutil.rmtree(outdated, ignore_errors=True)
 
-    on_first_rank(prepare)
+    on_first_rank(prepare, group)
     try:
-        dcp.save(_state(model, dense_optimizer_state), checkpoint_id=temporary)
-        digests = _digests(temporary)
-        on_first_rank(publish)
+        dcp.save(state, checkpoint_id=temporary, process_group=group)
+        digests = _digests(temporary, group)
+        on_first_rank(publish, group)
     except (CheckpointException, OSError) as error:
-        on_first_rank(prepare)
+        on_first_rank(prepare, group)
         raise OSError(
             f"checkpoint {final} could not be saved: {_cause(error)}; make room, then train with --resume: "
             "older checkpoints are as they were"
@@ -87,7 +92,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
         OSError: if a file of it cannot be read.
     """
     _require_intact(checkpoint)
-    state: dict[str, Any] = {MODEL: model.state_dict()} if dense_optimizer_state is None else _state(model, dense_optimizer_state)
+    state: dict[str, Any] = {MODEL: model.state_dict()} if dense_optimizer_state is None else checkpoint_state(model, dense_optimizer_state)
     try:
         dcp.load(state, checkpoint_id=checkpoint.path)
     except Exception as error:
@@ -122,7 +127,7 @@ def _require_intact(checkpoint: Checkpoint) -> None:
             )
 
 
-def _digests(directory: Path) -> dict[str, str]:
+def _digests(directory: Path, group: dist.ProcessGroup | None = None) -> dict[str, str]:
     """Digests of all files of a checkpoint, on every rank; each rank reads its share, and all raise if one cannot."""
     names = list(file_sizes(directory))
     own: dict[str, str] | OSError
@@ -131,7 +136,7 @@ def _digests(directory: Path) -> dict[str, str]:
     except OSError as error:
         own = error
     shares: list[dict[str, str] | OSError] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(shares, own)
+    dist.all_gather_object(shares, own, group=group)
     digests: dict[str, str] = {}
     for share in shares:
         if isinstance(share, OSError):
@@ -140,7 +145,8 @@ def _digests(directory: Path) -> dict[str, str]:
     return digests
 
 
-def _state(model: DistributedModelParallel, dense_optimizer_state: dict[str, Any]) -> dict[str, Any]:
+def checkpoint_state(model: DistributedModelParallel, dense_optimizer_state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds, by name; shares its memory with the model."""
     return {
         MODEL: model.state_dict(),
         TABLE_OPTIMIZER: model.fused_optimizer.state_dict(),

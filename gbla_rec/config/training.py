@@ -42,6 +42,8 @@ class TrainingConfig:
     save_every: int = 1_000
     keep_last: int = 2
     keep_best: int = 2
+    async_save: bool = False
+    """Train on while a checkpoint is written; needs host memory for a second copy of each rank's weights and moments."""
     log_every: int = 10
     num_micro_batches: int = 1
     """Gradient accumulation: each rank cuts its part of a global batch into so many micro batches, which run one after another in

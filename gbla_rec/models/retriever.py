@@ -3,7 +3,7 @@
 # B rows, L history tokens, S targets, C code levels, M beams, D model width (docs/shapes.md)
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,13 @@ from gbla_rec.models.encoder import HybridEncoder
 from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.losses import semantic_id_nll
 from gbla_rec.models.step_parts import step_part
+from gbla_rec.models.table_boundary import HasValues, TableBoundary
 
 if TYPE_CHECKING:
     from gbla_rec.data.batch import Batch
 
 MIN_COMPILED = 16
 """Tokens and targets of a batch that runs compiled: sizes of 0 and 1, and rows shorter than a convolution, are graphs of their own."""
-
-
-class HasValues(Protocol):
-    """What is needed of TorchRec's ``JaggedTensor``."""
-
-    def values(self) -> Tensor:
-        """``(L, dim)``."""
 
 
 class HistoryModel(nn.Module):
@@ -141,13 +135,14 @@ class GenerativeRetriever(nn.Module):
         """
         super().__init__()
         self.tables = tables
+        self.table_boundary = TableBoundary()
         self.history = HistoryModel(config, features, item_codes, widths, backend)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """See ``HistoryModel.forward``."""
         with step_part("tables"):
             embedded = self.tables(batch.features)
-        return self.history(embedded, batch)  # type: ignore[no-any-return]
+        return self.history(self.table_boundary(embedded), batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode(self, batch: "Batch") -> DecoderMemory:

@@ -28,11 +28,14 @@ class DenseOptimizer:
         matrices = [parameter for parameter in self.parameters.values() if parameter.dim() > 1]
         vectors = [parameter for parameter in self.parameters.values() if parameter.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        # fused: one kernel instead of a dozen; it keeps its step counts on the device
-        self._is_fused = all(parameter.is_cuda for parameter in self.parameters.values())
-        betas = (config.beta1, config.beta2)
-        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=self._is_fused)
+        # fused, on a CPU too: it alone can skip a step on the device
+        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
         self.gradient_norm = torch.zeros(())
+
+    def skip_when(self, is_bad: Tensor) -> None:
+        """While ``is_bad`` (fp32 scalar on the parameters' device) is 1, a step changes no weight and no moment; read on the device."""
+        # the field through which torch.amp.GradScaler has a fused optimiser skip a step
+        self.adamw.found_inf = is_bad  # type: ignore[attr-defined]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -53,7 +56,7 @@ class DenseOptimizer:
             moments = self.adamw.state[parameter]
             state[f"{name}.exp_avg"] = moments.get("exp_avg", torch.zeros_like(parameter))
             state[f"{name}.exp_avg_sq"] = moments.get("exp_avg_sq", torch.zeros_like(parameter))
-            state[f"{name}.step"] = moments.get("step", torch.zeros((), device=parameter.device if self._is_fused else None))
+            state[f"{name}.step"] = moments.get("step", torch.zeros((), device=parameter.device))
         return state
 
     def load_state_tensors(self, state: dict[str, Tensor], steps_done: int) -> None:

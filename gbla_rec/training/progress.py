@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ class RunLog:
         self._console = console
         self._bar = Progress(*columns, console=console, disable=not self._is_live)
         self._task = self._bar.add_task("train", total=num_steps, completed=first_step, status="")
-        self._num_steps, self._first_step = num_steps, first_step
+        self._run_dir, self._num_steps, self._first_step = run_dir, num_steps, first_step
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
         _forget_after(run_dir / METRICS, first_step)
         self._lines = (run_dir / METRICS).open("a", buffering=1)
@@ -53,9 +54,13 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._endpoint is not None:
             self._endpoint.close()
-        if self.enabled:
-            self._bar.stop()
+        if not self.enabled:
+            return
+        self._bar.stop()
+        # on a full disk closing fails too, and would hide the error
+        with suppress(OSError) if error is not None else nullcontext():
             self._board.close()
+        with suppress(OSError) if error is not None else nullcontext():
             self._lines.close()
 
     def training(self, step: int, rates: Rates, *, learning_rate: float, gradient_norm: float, tokens: int) -> None:
@@ -87,9 +92,12 @@ class RunLog:
             self._endpoint.report(step, kind, values)
         if not self.enabled:
             return
-        self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            self._lines.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            raise OSError(f"step {step} could not be logged to {self._run_dir}: {error}; make room, then train with --resume") from error
 
     def _eta(self, step: int) -> str:
         elapsed = time.monotonic() - self._started

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gbla_rec import workspace
+from gbla_rec.checkpoint.background_save import BackgroundSaver
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import (
     Checkpoint,
@@ -29,11 +31,13 @@ from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
+from gbla_rec.training.bad_batch import stop_at
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.profiling import StepProfiler
 from gbla_rec.training.progress import RunLog
+from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 from gbla_rec.training.step_window import StepWindow
 
@@ -50,6 +54,9 @@ class Trainer:
             parts.retriever.history.compile_training()
         dense_parameters = [(name, parameter) for name, parameter in self.parts.retriever.named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
+        guarded = [parameter for _, parameter in dense_parameters]
+        self.guard = StepGuard(self.parts.retriever.table_boundary, guarded, self.parts.device)
+        self.optimizer.skip_when(self.guard.is_bad)
         self.stream = TrainingStream(
             self.parts.dataset,
             config.stream,
@@ -60,6 +67,7 @@ class Trainer:
         )
         self.step, self.position = 0, StreamPosition()
         self.saved_step: int | None = None
+        self.background_saver = BackgroundSaver() if config.training.async_save else None
         found = checkpoints(run_dir)
         if found:
             self._resume(found[-1])
@@ -75,7 +83,8 @@ class Trainer:
         """
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
-        with log, StopRequest() as stop_request, self.prefetcher, self.profiler:
+        saver = self.background_saver or nullcontext()
+        with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler:
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
             self._train(training, log, stop_request)
         return self.run_dir
@@ -87,11 +96,13 @@ class Trainer:
             stops = [_next_multiple(self.step, every) for every in (training.validate_every, training.save_every)]
             stop = min(*stops, training.num_steps)
             window = self._train_until(stop, steps, window, log)
-            self._require_finite(window)
+            self._require_finite()
             if self.step < stop:
                 # a second save of one step would drop its validation
                 if self.step != self.saved_step:
                     self._save(None)
+                if self.background_saver is not None:
+                    self.background_saver.wait()
                 log.message(f"SIGTERM: saved step {self.step} of {self.run_dir}; train with --resume to go on")
                 raise SystemExit(EXIT_STATUS)
             paused = time.monotonic()
@@ -110,6 +121,8 @@ class Trainer:
         for trained, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch, num_micro_batches):
             position = trained[-1].next_position
             assert position is not None
+            for _ in trained:
+                self.guard.watch(self.step + 1, self.position)
             self.step, self.position = self.step + 1, position
             window.add(trained, nll, self.config.model, self.parts.semantic_ids.widths)
             self.profiler.step_done()
@@ -121,7 +134,7 @@ class Trainer:
         # autocast around forward alone: backward follows the dtypes of forward
         with self.parts.autocast():
             loss, nll = self.model(batch)
-        return loss, nll
+        return self.guard.protect(loss), nll
 
     def _steps(self) -> Iterator[list[Batch]]:
         """The micro batches of each step from here on, in page-locked memory where that speeds the copy to the device."""
@@ -136,7 +149,7 @@ class Trainer:
             torch.cuda.set_device(self.parts.device)
 
     def _report(self, window: StepWindow, log: RunLog) -> StepWindow:
-        self._require_finite(window)
+        self._require_finite()
         seconds_waited = self.prefetcher.seconds_waited
         log.training(
             self.step,
@@ -147,15 +160,11 @@ class Trainer:
         )
         return window.after(seconds_waited)
 
-    def _require_finite(self, window: StepWindow) -> None:
-        """Stop all ranks before a bad state is saved: the newest checkpoint stays a good one."""
-        is_bad = (~torch.isfinite(window.nll)).to(torch.float32)
-        dist.all_reduce(is_bad)
-        if float(is_bad) > 0:
-            raise FloatingPointError(
-                f"the loss is not finite at or before step {self.step}, nothing was saved since the newest checkpoint of {self.run_dir}; "
-                "start a new run with a lower --optimizer.learning-rate"
-            )
+    def _require_finite(self) -> None:
+        """Stop all ranks if a step since the last call was not finite."""
+        bad = self.guard.first_bad_step()
+        if bad is not None:
+            stop_at(bad, self.run_dir, self.stream)
 
     @torch.no_grad()
     def _validate(self, training: TrainingConfig, log: RunLog) -> float:
@@ -173,6 +182,7 @@ class Trainer:
         return mean
 
     def _save(self, validation_nll: float | None) -> None:
+        self._require_finite()
         progress = Progress(
             step=self.step,
             position=self.position,
@@ -180,10 +190,17 @@ class Trainer:
             world_size=dist.get_world_size(),
             validation_nll=validation_nll,
         )
-        save_checkpoint(self.run_dir, self.model, self.optimizer.state_tensors(), progress)
+        training, state = self.config.training, self.optimizer.state_tensors()
+
+        def prune() -> None:
+            prune_checkpoints(self.run_dir, training.keep_last, training.keep_best)
+
+        if self.background_saver is not None:
+            self.background_saver.save(self.run_dir, self.model, state, progress, prune)
+        else:
+            save_checkpoint(self.run_dir, self.model, state, progress)
+            on_first_rank(prune)
         self.saved_step = self.step
-        training = self.config.training
-        on_first_rank(lambda: prune_checkpoints(self.run_dir, training.keep_last, training.keep_best))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         if checkpoint.progress.sequence_hash != self.stream.sequence_hash:

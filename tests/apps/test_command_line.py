@@ -1,0 +1,38 @@
+"""How a command ends: a rank among others at once, whatever threads it has."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys, threading, time
+from gbla_apps import command_line
+
+
+def main(arguments):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("half a line", end="")
+    raise {error}("what went wrong")
+
+
+command_line.run(main, [])
+"""
+
+
+@pytest.mark.timeout(40)
+@pytest.mark.parametrize(
+    ("error", "status", "shown"), [("ValueError", 2, "error on rank 1: what went wrong"), ("KeyError", 1, "Traceback")]
+)
+def test_a_failed_rank_ends_before_its_threads(error: str, status: int, shown: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(error=error)],
+        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert finished.returncode == status and shown in finished.stderr and "what went wrong" in finished.stderr
+    assert finished.stdout == "half a line"
