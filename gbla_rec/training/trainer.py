@@ -15,10 +15,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.process_group import on_first_rank
+from gbla_rec.checkpoint.resume_point import resume_point, set_aside_after
 from gbla_rec.checkpoint.run_directory import (
     Checkpoint,
     Progress,
-    checkpoints,
     create_run,
     prune_checkpoints,
     read_config,
@@ -49,8 +49,8 @@ class _Window:
 class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
 
-    def __init__(self, parts: RunParts, run_dir: Path) -> None:
-        """Load the newest checkpoint if ``run_dir`` has one, else start from the initial weights of ``parts``."""
+    def __init__(self, parts: RunParts, run_dir: Path, resume_step: int | None = None) -> None:
+        """Load the checkpoint of ``resume_step``, or the newest if ``run_dir`` has one, else start from the initial weights of ``parts``."""
         config = parts.config
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
@@ -66,9 +66,11 @@ class Trainer:
         )
         self.step, self.position = 0, StreamPosition()
         self.saved_step: int | None = None
-        found = checkpoints(run_dir)
-        if found:
-            self._resume(found[-1])
+        # one choice for all ranks: they may see the directory at different moments
+        found = on_first_rank(lambda: resume_point(run_dir, resume_step))
+        if found is not None:
+            self._resume(found)
+            on_first_rank(lambda: set_aside_after(run_dir, self.step))
 
     def run(self) -> Path:
         """Train to ``config.training.num_steps``; returns the run directory.
@@ -221,34 +223,37 @@ def _remember(batches: Iterator[Batch], in_flight: deque[Batch]) -> Iterator[Bat
         yield batch
 
 
-def train(config: RunConfig, *, device: torch.device, resume: bool = False) -> Path:
+def train(config: RunConfig, *, device: torch.device, resume: bool = False, resume_step: int | None = None) -> Path:
     """Train a run in the workspace, on the current process group.
 
     Args:
         config: the run.
         device: of this rank.
         resume: go on with the newest run of this name (its config must be the same), or start one if there is none.
+        resume_step: go on from the checkpoint of this step instead of the newest; those of later steps are set aside.
 
     Returns:
         The run's directory.
 
     Raises:
-        ValueError: if the run to resume has another config; the message names the fields.
+        ValueError: if the run to resume has another config (the message names the fields), if its checkpoint is damaged, or if there
+            is no checkpoint of ``resume_step``.
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
-    run_dir = on_first_rank(lambda: _open_run(config, resume, parts.dataset.manifest.content_hash))
-    trainer = Trainer(parts, run_dir)
+    run_dir = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
+    trainer = Trainer(parts, run_dir, resume_step)
     on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
     return trainer.run()
 
 
-def _open_run(config: RunConfig, resume: bool, dataset_hash: str) -> Path:
-    if resume:
+def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> Path:
+    if resume or resume_step is not None:
         try:
             run_dir = workspace.latest_run_dir(config.name)
         except FileNotFoundError:
-            pass
+            if resume_step is not None:
+                raise
         else:
             differing = differing_fields(read_config(run_dir), config)
             if differing:
