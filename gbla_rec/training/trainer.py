@@ -27,7 +27,7 @@ from gbla_rec.checkpoint.run_directory import (
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.sharding import describe_plan
 from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
-from gbla_rec.config import RunConfig, TrainingConfig, differing_fields
+from gbla_rec.config import RunConfig, TrainingConfig, differing_fields, with_sample_costs
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.stream import TrainingStream
@@ -58,7 +58,7 @@ class Trainer:
         self.optimizer = DenseOptimizer(dense_parameters, config.optimizer, config.training.num_steps)
         self.stream = TrainingStream(
             self.parts.dataset,
-            config.stream,
+            with_sample_costs(config.stream, config.model, self.parts.semantic_ids.widths),
             seed=config.seed,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
