@@ -4,9 +4,15 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gbla_rec.config.data import StreamConfig
 from gbla_rec.config.model import EncoderConfig, ModelConfig
+
+CountT = TypeVar("CountT", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,8 +24,8 @@ class MultiplyAdds:
     target: float
     target_event: float
 
-    def of(self, num_events: int, num_targets: int) -> float:
-        """Multiply-adds of one sample, forward; a training step takes three times as many."""
+    def of(self, num_events: CountT, num_targets: int) -> CountT:
+        """Multiply-adds of a sample, forward (a training step takes three times as many); of several, for an array of events."""
         return num_events * (self.event + self.pair * num_events + self.target_event * num_targets) + self.target * num_targets
 
 
