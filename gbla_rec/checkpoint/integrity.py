@@ -77,7 +77,9 @@ def require_same_tensors(directory: Path, state: Mapping[str, Any], whole: str) 
     saved = FileSystemReader(directory).read_metadata().state_dict_metadata
     wanted = dict(_shapes("", state))
     found = {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
-    differing = [f"{name} {found.get(name, 'absent')} where {shape} is wanted" for name, shape in wanted.items() if found.get(name) != shape]
+    differing = [
+        f"{name} {found.get(name, 'absent')} where {shape} is wanted" for name, shape in wanted.items() if found.get(name) != shape
+    ]
     differing += [f"{name} {found[name]} where there is none" for name in found if name.startswith(f"{whole}.") and name not in wanted]
     verdicts: list[list[str]] = [[]] * dist.get_world_size()
     # ranks want different states of the table optimiser, which lie with their shards

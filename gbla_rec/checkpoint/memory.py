@@ -171,7 +171,9 @@ def _left_in_group(directory: Path, limit_name: str, usage_name: str) -> int | N
     if not limit or not usage or not limit[0].strip().isdecimal():
         return None
     # the page cache counts as used, and is given up when needed
-    cache = [int(line.split()[1]) for line in _lines(directory / "memory.stat") if line.startswith(("inactive_file ", "total_inactive_file "))]
+    cache = [
+        int(line.split()[1]) for line in _lines(directory / "memory.stat") if line.startswith(("inactive_file ", "total_inactive_file "))
+    ]
     return int(limit[0]) - int(usage[0]) + max(cache, default=0)
 
 

@@ -40,8 +40,8 @@ class RunParts:
 
         Raises:
             FileNotFoundError: if the dataset is not prepared or not tokenized; the message names the command.
-            ValueError: if the model does not fit into the memory of a rank, if the semantic IDs belong to another version of the dataset, or were made with other settings, or if the
-                device lacks the kernels that the config chooses.
+            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings, if the
+                device lacks the kernels that the config chooses, or if a rank has no memory for its part of the model.
         """
         _require_kernels(config, device)
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))

@@ -72,7 +72,9 @@ def evaluation_batches(
         ValueError: if an argument is out of range, or no user can be evaluated.
     """
     _check_arguments(split, tokens_per_batch, max_history_length, rank, world_size, num_users)
-    return _batches(dataset, split, tokens_per_batch, max_history_length, rank, world_size, num_users, seed, tuple(context), costs, num_decoded)
+    return _batches(
+        dataset, split, tokens_per_batch, max_history_length, rank, world_size, num_users, seed, tuple(context), costs, num_decoded
+    )
 
 
 def _batches(

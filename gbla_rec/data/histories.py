@@ -162,9 +162,7 @@ def concatenate_offsets(parts: Sequence[Int64Array]) -> Int64Array:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
 
 
-def sample_costs(
-    lengths: Int64Array, num_targets: Int64Array, *, linear: float, quadratic: float, target: float
-) -> NDArray[np.float64]:
+def sample_costs(lengths: Int64Array, num_targets: Int64Array, *, linear: float, quadratic: float, target: float) -> NDArray[np.float64]:
     """Cost of each sample: ``linear * T + quadratic * T^2 + target * S``.
 
     Args:

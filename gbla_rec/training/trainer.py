@@ -50,7 +50,7 @@ class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
 
     def __init__(self, parts: RunParts, run_dir: Path, resume_step: int | None = None) -> None:
-        """Load the checkpoint of ``resume_step``, or the newest if ``run_dir`` has one, else start from the initial weights of ``parts``."""
+        """Load the checkpoint of ``resume_step``, else the newest; where ``run_dir`` has none, keep the initial weights of ``parts``."""
         config = parts.config
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model

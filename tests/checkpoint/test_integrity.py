@@ -112,8 +112,6 @@ def test_every_damage_is_refused_by_name_on_all_ranks(run_ranks: Any, tiny_run: 
     assert re.search(r"model\.history\.encoder\.blocks\.1\.\S+ \(\S.*\) where there is none", first["shallower"]), first["shallower"]
 
 
-
-
 def go_on_from_an_older_one(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
     """Train, spoil the newest and the oldest checkpoint, and go on from the one between."""
     import torch.distributed as dist
