@@ -97,7 +97,9 @@ def _shards(plan: ShardingPlan) -> Iterator[tuple[str, int, int, int]]:
             assert isinstance(sharding.sharding_spec, EnumerableShardingSpec)
             for shard in sharding.sharding_spec.shards:
                 rows, columns = shard.shard_sizes
-                yield sharding.compute_kernel, shard.placement.rank(), rows, columns
+                owner = shard.placement.rank() if shard.placement is not None else None
+                assert owner is not None
+                yield sharding.compute_kernel, owner, rows, columns
 
 
 def find_obstacle(ranks: list[RankMemory], dense_bytes: int) -> str | None:
