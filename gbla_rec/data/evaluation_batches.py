@@ -119,6 +119,10 @@ def _batches(
 
 def _in_steps(plan: list[_PlannedBatch], world_size: int, num_shards: int) -> Iterator[list[_PlannedBatch]]:
     """What the ranks do at the same time: neighbours in cost, among the batches of about one shard (so that none is read often)."""
+    if world_size == 1:
+        # nobody waits: shards in their order, each read once
+        yield from ([batch] for batch in plan)
+        return
     window = world_size * -(-len(plan) // (num_shards * world_size))
     for start in range(0, len(plan), window):
         by_cost = sorted(plan[start : start + window], key=lambda batch: -batch.cost)
