@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.types import EnumerableShardingSpec, ShardingPlan
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
+from torchrec.distributed.types import ShardingPlan
 
 GIB = 2**30
 BYTES_PER_ELEMENT = 4
