@@ -1,6 +1,7 @@
 """``gbla-rec recommend``: the next items for a user of the dataset, or for a history typed in."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
             recommendation = recommender.for_user(options.user, options.count, exclude_history=not options.repeat)
         else:
             recommendation = recommender.for_history(options.history, options.count, exclude_history=not options.repeat)
-    show(recommendation)
+    if os.environ.get("RANK", "0") == "0":
+        show(recommendation)
 
 
 def show(recommendation: Recommendation) -> None:

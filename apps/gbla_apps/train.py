@@ -1,5 +1,6 @@
 """``gbla-rec train``: train a recipe on the ranks that the launcher started (torchrun, TorchX), or on one."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -8,15 +9,21 @@ from gbla_apps.run_config_options import parse_run_config
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.training.trainer import train
 
-DESCRIPTION = "Train a run. --resume goes on with the newest run of this name."
+DESCRIPTION = (
+    "Train a run. --resume goes on with the newest run of this name; --resume-step N does so from its checkpoint of step N and sets "
+    "later ones aside."
+)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and train."""
-    rest = [argument for argument in arguments if argument != "--resume"]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume-step", type=int)
+    options, rest = parser.parse_known_args(arguments)
     config = parse_run_config("train", DESCRIPTION, rest)
     with process_group() as device:
-        train(config, device=device, resume=len(rest) < len(arguments))
+        train(config, device=device, resume=options.resume, resume_step=options.resume_step)
 
 
 if __name__ == "__main__":

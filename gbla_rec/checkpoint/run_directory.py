@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,11 +21,15 @@ from gbla_rec.config import RunConfig, from_json, to_json
 from gbla_rec.data.histories import StreamPosition
 
 CHECKPOINTS = "checkpoints"
+STEP_PREFIX = "step_"
 PROGRESS = "progress.json"
 RESULTS = "results.json"
 TEMPORARY_PREFIX = ".tmp-"
 COMMIT_VARIABLE = "GBLA_REC_COMMIT"
 """Environment variable: the commit that a container image was built from."""
+FORMAT_VERSION = 1
+"""Of checkpoints; raised when an older version of this package could not read them."""
+_WITHOUT_IT = "copy it again, or remove the checkpoint's directory to go on without it"
 PACKAGES = ("gbla-rec", "torch", "torchrec", "triton", "polars", "numpy")
 
 
@@ -43,6 +48,7 @@ class Progress:
     validation_nll: float | None = None
     file_sizes: dict[str, int] = field(default_factory=dict)
     file_digests: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,21 @@ def _version(package: str) -> str | None:
 
 
 def checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run, oldest first."""
-    found = [Checkpoint(path.parent, read_progress(path)) for path in (run_dir / CHECKPOINTS).glob(f"step_*/{PROGRESS}")]
+    """The complete checkpoints of a run, oldest first.
+
+    Raises:
+        ValueError: if the progress file of one is damaged; names it.
+    """
+    found = [Checkpoint(path.parent, read_progress(path)) for path in (run_dir / CHECKPOINTS).glob(f"{STEP_PREFIX}*/{PROGRESS}")]
+    return sorted(found, key=lambda checkpoint: checkpoint.progress.step)
+
+
+def readable_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """As ``checkpoints``, without those whose progress file is damaged: what is kept need not wait for what is not."""
+    found = []
+    for path in sorted((run_dir / CHECKPOINTS).glob(f"{STEP_PREFIX}*/{PROGRESS}")):
+        with suppress(ValueError):
+            found.append(Checkpoint(path.parent, read_progress(path)))
     return sorted(found, key=lambda checkpoint: checkpoint.progress.step)
 
 
@@ -126,12 +145,15 @@ def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` belongs."""
-    return run_dir / CHECKPOINTS / f"step_{step:08d}"
+    return run_dir / CHECKPOINTS / f"{STEP_PREFIX}{step:08d}"
 
 
 def prune_checkpoints(run_dir: Path, keep_last: int, keep_best: int) -> None:
-    """Delete all but the newest ``keep_last`` and the best ``keep_best`` checkpoints, and what killed saves left behind."""
-    found = checkpoints(run_dir)
+    """Delete all but the newest ``keep_last`` and the best ``keep_best`` checkpoints, and what killed saves left behind.
+
+    A damaged checkpoint, as far as the sizes of its files tell, counts for neither number and stays where it is.
+    """
+    found = [checkpoint for checkpoint in readable_checkpoints(run_dir) if size_damage(checkpoint) is None]
     validated = [checkpoint for checkpoint in found if checkpoint.progress.validation_nll is not None]
     validated.sort(key=lambda checkpoint: (checkpoint.progress.validation_nll, checkpoint.progress.step))
     kept = {checkpoint.path for checkpoint in found[-keep_last:] + validated[:keep_best]}
@@ -148,6 +170,17 @@ def file_sizes(directory: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.name != PROGRESS}
 
 
+def size_damage(checkpoint: Checkpoint) -> str | None:
+    """Which file of a checkpoint is missing, of another size, or not its own; None if none is. Reads no file."""
+    wanted, found = checkpoint.progress.file_sizes, file_sizes(checkpoint.path)
+    for name, size in wanted.items():
+        if found.get(name) != size:
+            return f"{name} must have {size} bytes, got {found.get(name, 'no such file')}"
+    # a checkpoint of an older version does not list its files
+    foreign = sorted(set(found) - set(wanted)) if wanted else []
+    return f"it has files that were not saved with it, {', '.join(foreign)} (remove them)" if foreign else None
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -160,9 +193,26 @@ def write_progress(directory: Path, progress: Progress) -> None:
 
 
 def read_progress(path: Path) -> Progress:
-    """Read ``progress.json``."""
-    fields = json.loads(path.read_text())
-    return Progress(**{**fields, "position": StreamPosition(**fields["position"])})
+    """Read ``progress.json``.
+
+    Raises:
+        ValueError: if it is damaged, or of a later format than this version reads; names the checkpoint.
+    """
+    directory = path.parent
+    try:
+        fields = json.loads(path.read_text())
+        format_version = int(fields.get("format_version", 1))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {directory} is damaged: {path.name} is not what was saved ({error}); {_WITHOUT_IT}") from error
+    if format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"checkpoint {directory} has format version {format_version}, this gbla-rec reads up to {FORMAT_VERSION}; "
+            f"install the version that wrote it (version.json in the run directory), or newer"
+        )
+    try:
+        return Progress(**{**fields, "position": StreamPosition(**fields["position"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {directory} is damaged: {path.name} is not what was saved ({error}); {_WITHOUT_IT}") from error
 
 
 def write_text(path: Path, text: str) -> None:

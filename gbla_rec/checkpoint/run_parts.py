@@ -14,7 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_rec import workspace
 from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
-from gbla_rec.config import RunConfig, to_json
+from gbla_rec.config import RunConfig, multiply_adds, to_json
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
@@ -41,8 +41,8 @@ class RunParts:
 
         Raises:
             FileNotFoundError: if the dataset is not prepared or not tokenized; the message names the command.
-            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings, or if the
-                device lacks the kernels that the config chooses.
+            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings, if the
+                device lacks the kernels that the config chooses, or if a rank has no memory for its part of the model.
         """
         _require_kernels(config, device)
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
@@ -96,6 +96,8 @@ class RunParts:
             num_users=num_users,
             seed=self.config.seed,
             context=self.config.model.embedding.context_features,
+            costs=multiply_adds(self.config.model, self.semantic_ids.widths, self.config.stream.max_history_length),
+            num_decoded=self.config.evaluation.num_beams,
         )
         for histories in batches:
             yield histories, self.collator(histories).to(self.device)

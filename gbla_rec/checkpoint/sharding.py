@@ -17,6 +17,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from gbla_kernels import Backend
+from gbla_rec.checkpoint.memory import require_memory
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.config import ModelConfig, OptimizerConfig, Sharding
 from gbla_rec.data.batch import feature_names
@@ -58,6 +59,9 @@ def sharded_retriever(
         widths: codes of each level, ``C`` entries.
         seed: of all weights.
         device: of this rank.
+
+    Raises:
+        ValueError: on all ranks if the plan does not fit into the memory of one; states the bytes.
     """
     tables = item_tables(model.embedding, context_sizes, torch.device("meta"))
     apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": optimizer.table_learning_rate, "eps": optimizer.table_eps})
@@ -67,6 +71,7 @@ def sharded_retriever(
     retriever.history.to(device)
     sharders: list[ModuleSharder[nn.Module]] = [EmbeddingCollectionSharder(use_index_dedup=device.type == "cuda")]  # type: ignore[list-item]
     plan = plan_tables(retriever, model.embedding.sharding, sharders, device)
+    require_memory(plan, retriever.history, device)
     process_group = dist.group.WORLD
     assert process_group is not None
     parallel = DistributedModelParallel(

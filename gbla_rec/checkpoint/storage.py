@@ -11,6 +11,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from gbla_rec.checkpoint.integrity import largest_chunk_bytes, require_intact, require_same_tensors
+from gbla_rec.checkpoint.memory import require_host_memory
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import (
     TEMPORARY_PREFIX,
@@ -88,18 +90,22 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
         dense_optimizer_state: tensors by name, overwritten in place; None reads the weights alone (evaluation).
 
     Raises:
-        ValueError: if the checkpoint does not fit the model, or a file of it is damaged; names the checkpoint.
-        OSError: if a file of it cannot be read.
+        ValueError: on all ranks if a file is damaged, missing or too many, or the checkpoint belongs to another model; names the
+            checkpoint, what is wrong and the cure; or if a host has no memory for a piece of it.
+        OSError: on all ranks if a file of it cannot be read.
     """
-    _require_intact(checkpoint)
+    require_intact(checkpoint)
     state: dict[str, Any] = {MODEL: model.state_dict()} if dense_optimizer_state is None else checkpoint_state(model, dense_optimizer_state)
+    require_same_tensors(checkpoint.path, state, whole=MODEL)
+    require_host_memory(largest_chunk_bytes(checkpoint.path), f"to read the largest piece of {checkpoint.path}")
     try:
         dcp.load(state, checkpoint_id=checkpoint.path)
-    except Exception as error:
-        raise ValueError(f"checkpoint {checkpoint.path} cannot be read: it is damaged or belongs to another config ({error})") from error
+    except CheckpointException as error:
+        raise OSError(f"checkpoint {checkpoint.path} cannot be read: {_cause(error)}") from error
     model.load_state_dict(OrderedDict(state[MODEL]))
     if dense_optimizer_state is not None:
-        model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
+        if TABLE_OPTIMIZER in state:
+            model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
     dist.barrier()
 
 
@@ -107,24 +113,6 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         return "; ".join(f"rank {rank}: {failure[0]!r}" for rank, failure in sorted(error.failures.items()))
     return str(error)
-
-
-def _require_intact(checkpoint: Checkpoint) -> None:
-    sizes = file_sizes(checkpoint.path)
-    for name, size in checkpoint.progress.file_sizes.items():
-        if sizes.get(name) != size:
-            raise ValueError(
-                f"checkpoint {checkpoint.path} is damaged: {name} must have {size} bytes, got {sizes.get(name, 'no such file')}"
-            )
-    # a checkpoint of an older version has no digests
-    if wanted := checkpoint.progress.file_digests:
-        found = _digests(checkpoint.path)
-        altered = [name for name, digest in wanted.items() if found.get(name) != digest]
-        if altered:
-            raise ValueError(
-                f"checkpoint {checkpoint.path} is damaged: the content of {', '.join(altered)} is not what was saved (SHA-256); "
-                "load another checkpoint of the run, or copy this one again"
-            )
 
 
 def _digests(directory: Path, group: dist.ProcessGroup | None = None) -> dict[str, str]:
@@ -149,6 +137,7 @@ def checkpoint_state(model: DistributedModelParallel, dense_optimizer_state: dic
     """What a checkpoint holds, by name; shares its memory with the model."""
     return {
         MODEL: model.state_dict(),
-        TABLE_OPTIMIZER: model.fused_optimizer.state_dict(),
         DENSE_OPTIMIZER: dense_optimizer_state,
+        # a rank without a table has an empty state, which a checkpoint cannot name
+        **({TABLE_OPTIMIZER: table_state} if (table_state := model.fused_optimizer.state_dict())["state"] else {}),
     }

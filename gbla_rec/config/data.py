@@ -87,16 +87,22 @@ class StreamConfig:
     """A cut leaves at least this many events to read."""
     oversized: Literal["refuse", "own_batch"] = "refuse"
     """A sample longer than ``tokens_per_batch``: refuse it by name, or make it its own batch."""
-    linear_cost: float = 1.0
-    quadratic_cost: float = 1.0 / 8_192
-    """Ranks share a global batch by ``linear_cost * sum(T) + quadratic_cost * sum(T^2)``."""
+    linear_cost: float | None = None
+    quadratic_cost: float | None = None
+    target_cost: float | None = None
+    """Ranks share a global batch by the costs of its samples: ``linear_cost * T + quadratic_cost * T^2 + target_cost * S`` for ``T``
+    events and ``S`` targets, in any unit; a ``target_cost`` that is left out beside the others is 0. None for all: multiply-adds,
+    counted from the model."""
 
     def __post_init__(self) -> None:
         require_positive(self, "tokens_per_batch", "max_history_length", "targets_per_cut", "max_cuts_per_history")
         require(self.min_history_length >= 0, "StreamConfig.min_history_length", "not be negative", self.min_history_length)
-        require(
-            self.linear_cost >= 0 and self.quadratic_cost >= 0,
-            "StreamConfig costs",
-            "not be negative",
-            (self.linear_cost, self.quadratic_cost),
-        )
+        costs = (self.linear_cost, self.quadratic_cost, self.target_cost)
+        is_whole = None not in costs[:2] or set(costs) == {None}
+        require(is_whole, "StreamConfig.linear_cost and quadratic_cost", "be given together, or no cost at all", costs)
+        require(all(cost is None or cost >= 0 for cost in costs), "StreamConfig costs", "not be negative", costs)
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether the costs are stated, not left to the model."""
+        return self.linear_cost is not None

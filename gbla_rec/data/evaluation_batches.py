@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gbla_rec.config import MultiplyAdds
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.histories import EventSource, HistoryBatch, Samples, flat_ranges, gather
 from gbla_rec.data.keyed_random import keyed_uint64
@@ -20,6 +21,8 @@ from gbla_rec.data.shard_files import HistoryShard
 Int64Array = NDArray[np.int64]
 EvaluationSplit = Literal["validation", "test"]
 USERS_KEY = 5
+MAX_SHARDS_HELD = 2
+BY_TOKENS = MultiplyAdds(event=1.0, pair=0.0, target=0.0, target_event=0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +33,7 @@ class _PlannedBatch:
     users: Int64Array
     num_tokens: int
     num_targets: int
+    cost: float
 
 
 def evaluation_batches(
@@ -43,8 +47,13 @@ def evaluation_batches(
     num_users: int | None = None,
     seed: int = 0,
     context: Sequence[str] = (),
+    costs: MultiplyAdds = BY_TOKENS,
+    num_decoded: int = 1,
 ) -> Iterator[HistoryBatch]:
     """Yield this rank's batches; every rank gets the same number, the last ones may be empty.
+
+    Which users make a batch does not depend on the number of ranks. Batches of like cost are done at the same time: ranks wait for
+    each other in every batch, at the exchange of table rows.
 
     Args:
         dataset: the prepared dataset.
@@ -52,16 +61,20 @@ def evaluation_batches(
         tokens_per_batch: memory events of one batch of one rank; a longer memory is a batch alone.
         max_history_length: only the most recent events are read; ``seen_items`` has all.
         rank: this rank.
-        world_size: number of ranks; batch ``i`` goes to rank ``i % world_size``.
+        world_size: number of ranks.
         num_users: evaluate a sample of so many users, drawn from ``seed``; ``None`` for all.
         seed: of the sample.
         context: context columns to deliver.
+        costs: of a user, by which batches are put beside each other.
+        num_decoded: targets, or beams, that are decoded for a user.
 
     Raises:
         ValueError: if an argument is out of range, or no user can be evaluated.
     """
     _check_arguments(split, tokens_per_batch, max_history_length, rank, world_size, num_users)
-    return _batches(dataset, split, tokens_per_batch, max_history_length, rank, world_size, num_users, seed, tuple(context))
+    return _batches(
+        dataset, split, tokens_per_batch, max_history_length, rank, world_size, num_users, seed, tuple(context), costs, num_decoded
+    )
 
 
 def _batches(
@@ -74,6 +87,8 @@ def _batches(
     num_users: int | None,
     seed: int,
     context: tuple[str, ...],
+    costs: MultiplyAdds,
+    num_decoded: int,
 ) -> Iterator[HistoryBatch]:
     largest_key = None if num_users is None else _largest_key(dataset, split, num_users, seed)
     plan: list[_PlannedBatch] = []
@@ -82,21 +97,19 @@ def _batches(
         users = _eligible(memory, end)
         if largest_key is not None:
             users = users[_keys(users + dataset.first_user(index), seed) <= largest_key]
-        plan += _plan_shard(index, users, memory, end, tokens_per_batch, max_history_length)
+        lengths = np.minimum(memory[users], max_history_length)
+        user_costs = costs.of(lengths.astype(np.float64), num_decoded)
+        plan += _plan_shard(index, users, lengths, (end - memory)[users], user_costs, tokens_per_batch)
     if not plan:
         raise ValueError(
             f"{dataset.path}: no user has {split} targets and events before them; evaluate another split or prepare with fewer targets"
         )
-    loaded, shard = -1, None
-    for first in range(0, len(plan), world_size):
-        step = plan[first : first + world_size]
-        if rank < len(step) and step[rank].shard != loaded:
-            # the old shard goes before the new one comes
-            shard = None
-            loaded = step[rank].shard
-            shard = dataset.read_shard(loaded, context)
-        users = step[rank].users if rank < len(step) else np.zeros(0, np.int64)
-        batch = _empty_batch(context) if shard is None or not len(users) else _gather(shard, users, split, max_history_length)
+    held: dict[int, HistoryShard] = {}
+    for step in _in_steps(plan, world_size, dataset.num_shards):
+        batch = _empty_batch(context)
+        if rank < len(step):
+            shard = _held_shard(held, dataset, step[rank].shard, context)
+            batch = _gather(shard, step[rank].users, split, max_history_length)
         yield dataclasses.replace(
             batch,
             global_num_targets=sum(part.num_targets for part in step),
@@ -104,22 +117,39 @@ def _batches(
         )
 
 
+def _in_steps(plan: list[_PlannedBatch], world_size: int, num_shards: int) -> Iterator[list[_PlannedBatch]]:
+    """What the ranks do at the same time: neighbours in cost, among the batches of about one shard (so that none is read often)."""
+    if world_size == 1:
+        # nobody waits: shards in their order, each read once
+        yield from ([batch] for batch in plan)
+        return
+    window = world_size * -(-len(plan) // (num_shards * world_size))
+    for start in range(0, len(plan), window):
+        by_cost = sorted(plan[start : start + window], key=lambda batch: -batch.cost)
+        for first in range(0, len(by_cost), world_size):
+            yield by_cost[first : first + world_size]
+
+
+def _held_shard(held: dict[int, HistoryShard], dataset: PreparedDataset, index: int, context: tuple[str, ...]) -> HistoryShard:
+    """Shard ``index``, read unless it is held; at most two are, since a window of batches may lie across two."""
+    if index not in held:
+        if len(held) == MAX_SHARDS_HELD:
+            # the oldest goes before the new one comes
+            del held[next(iter(held))]
+        held[index] = dataset.read_shard(index, context)
+    return held[index]
+
+
 def _plan_shard(
-    index: int,
-    users: Int64Array,
-    memory: Int64Array,
-    end: Int64Array,
-    tokens_per_batch: int,
-    max_history_length: int,
+    index: int, users: Int64Array, lengths: Int64Array, num_targets: Int64Array, user_costs: NDArray[np.float64], tokens_per_batch: int
 ) -> Iterator[_PlannedBatch]:
-    lengths = np.minimum(memory[users], max_history_length)
-    ends = np.cumsum(lengths)
-    targets = np.cumsum(end[users] - memory[users])
+    ends, targets = np.cumsum(lengths), np.cumsum(num_targets)
     first = 0
     while first < len(users):
         tokens_before, targets_before = (int(ends[first - 1]), int(targets[first - 1])) if first else (0, 0)
         stop = max(first + 1, int(np.searchsorted(ends, tokens_before + tokens_per_batch, side="right")))
-        yield _PlannedBatch(index, users[first:stop], int(ends[stop - 1]) - tokens_before, int(targets[stop - 1]) - targets_before)
+        num_tokens, cost = int(ends[stop - 1]) - tokens_before, float(user_costs[first:stop].sum())
+        yield _PlannedBatch(index, users[first:stop], num_tokens, int(targets[stop - 1]) - targets_before, cost)
         first = stop
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gbla_rec.config import StreamConfig
 from gbla_rec.data.keyed_random import keyed_sequence, keyed_uint64
 
 if TYPE_CHECKING:
@@ -165,23 +166,41 @@ def concatenate_offsets(parts: Sequence[Int64Array]) -> Int64Array:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
 
 
-def split_by_cost(lengths: Int64Array, world_size: int, *, linear: float, quadratic: float) -> Int64Array:
-    """Deal samples to ranks: the dearest first, each to the rank with the least cost so far (LPT).
+def sample_costs(lengths: Int64Array, num_targets: Int64Array, config: StreamConfig) -> NDArray[np.float64]:
+    """Cost of each sample: ``linear_cost * T + quadratic_cost * T^2 + target_cost * S``.
 
     Args:
         lengths: ``(B,)`` int64 memory events of each sample.
+        num_targets: ``(B,)`` int64 targets of each sample.
+        config: the costs, stated or counted (``with_sample_costs``).
+
+    Returns:
+        ``(B,)`` float64.
+    """
+    assert config.linear_cost is not None and config.quadratic_cost is not None
+    events = lengths.astype(np.float64)
+    costs: NDArray[np.float64] = events * (config.linear_cost + config.quadratic_cost * events) + (config.target_cost or 0.0) * num_targets
+    return costs
+
+
+def split_by_cost(costs: NDArray[np.float64], world_size: int) -> Int64Array:
+    """Deal samples to ranks: the dearest first, each to the rank with the least cost so far (LPT).
+
+    The dearest rank costs at most ``4/3 - 1/(3 world_size)`` times what the best possible division would give it
+    (Graham, SIAM J. Appl. Math. 17, 1969).
+
+    Args:
+        costs: ``(B,)`` float64, not negative.
         world_size: number of ranks; some may get nothing.
-        linear: cost of one event.
-        quadratic: cost of one pair of events of a sample.
 
     Returns:
         ``(B,)`` int64 rank of each sample; ties go to the lower sample and the lower rank.
     """
-    ranks = np.zeros(len(lengths), np.int64)
+    ranks = np.zeros(len(costs), np.int64)
     if world_size == 1:
         return ranks
     # a free sample still takes its turn
-    costs = np.maximum(linear * lengths + quadratic * lengths.astype(np.float64) ** 2, 1e-9)
+    costs = np.maximum(costs, 1e-9)
     order = np.argsort(-costs, kind="stable")
     loads = [(0.0, rank) for rank in range(world_size)]
     dealt = []

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from gbla_rec.config import StreamConfig
-from gbla_rec.data.histories import HistoryBatch, Int64Array, flat_ranges, split_by_cost
+from gbla_rec.data.histories import HistoryBatch, Int64Array, flat_ranges, sample_costs, split_by_cost
 
 
 def micro_batches(histories: HistoryBatch, num_micro_batches: int, config: StreamConfig) -> list[HistoryBatch]:
@@ -18,8 +18,7 @@ def micro_batches(histories: HistoryBatch, num_micro_batches: int, config: Strea
     """
     if num_micro_batches == 1:
         return [histories]
-    lengths = np.diff(histories.offsets)
-    part_of_row = split_by_cost(lengths, num_micro_batches, linear=config.linear_cost, quadratic=config.quadratic_cost)
+    part_of_row = split_by_cost(sample_costs(np.diff(histories.offsets), np.diff(histories.target_offsets), config), num_micro_batches)
     return [_take(histories, np.flatnonzero(part_of_row == part)) for part in range(num_micro_batches)]
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gbla_rec.config import StreamConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches as evaluation_batches
-from gbla_rec.data.histories import EventSource, HistoryBatch, Samples, concatenate_offsets, gather, split_by_cost
+from gbla_rec.data.histories import EventSource, HistoryBatch, Samples, concatenate_offsets, gather, sample_costs, split_by_cost
 from gbla_rec.data.histories import StreamPosition as StreamPosition
 from gbla_rec.data.keyed_random import keyed_permutation
 from gbla_rec.data.sampling import training_samples
@@ -72,17 +72,22 @@ class TrainingStream:
 
         Args:
             dataset: the prepared dataset.
-            config: samples and budget.
+            config: samples and budget; with several ranks, the costs that divide it (``with_sample_costs``).
             seed: seed of the order and the cuts.
             rank: this rank.
             world_size: number of ranks; it does not change the global batches.
             context: context columns to deliver.
 
         Raises:
-            ValueError: if ``rank`` is outside ``[0, world_size)`` or a context column is unknown.
+            ValueError: if ``rank`` is outside ``[0, world_size)``, a context column is unknown, or there are several ranks and no costs.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, world_size), got rank {rank} of {world_size}")
+        if world_size > 1 and not config.has_costs:
+            raise ValueError(
+                f"StreamConfig costs must be numbers where {world_size} ranks share a batch, got None; "
+                "count them from the model with gbla_rec.config.with_sample_costs"
+            )
         unknown = sorted(set(context) - set(dataset.context_sizes()))
         if unknown:
             raise ValueError(f"context columns {unknown} are not in {dataset.path}, which has {sorted(dataset.context_sizes())}")
@@ -97,10 +102,12 @@ class TrainingStream:
     @property
     def sequence_hash(self) -> str:
         """Names the sequence of global batches: a position means the same in streams of equal hashes, on any number of ranks."""
+        # how ranks share a batch does not change the batch
         shares = {"linear_cost": 0.0, "quadratic_cost": 0.0}
         manifest = self._dataset.manifest
         shards = [(shard.num_users, shard.num_events) for shard in manifest.shards]
         config = dataclasses.asdict(self._config) | shares
+        del config["target_cost"]
         identity = {"content": manifest.content_hash, "ties": manifest.split.ties, "shards": shards, "config": config, "seed": self._seed}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -176,9 +183,15 @@ class TrainingStream:
             f"{self._config.max_history_length}, or set oversized='own_batch'"
         )
 
+    def _costs(self, lengths: NDArray[np.int64], pieces: Sequence[_Piece]) -> NDArray[np.float64]:
+        if not self._config.has_costs:
+            # one rank gets everything
+            return np.zeros(len(lengths))
+        return sample_costs(lengths, np.concatenate([piece.samples.num_targets for piece in pieces]), self._config)
+
     def _assemble(self, pieces: Sequence[_Piece], position: StreamPosition, next_position: StreamPosition) -> HistoryBatch:
         lengths = np.concatenate([piece.samples.lengths for piece in pieces])
-        ranks = split_by_cost(lengths, self._world_size, linear=self._config.linear_cost, quadratic=self._config.quadratic_cost)
+        ranks = split_by_cost(self._costs(lengths, pieces), self._world_size)
         parts, first = [], 0
         for piece in pieces:
             mine = ranks[first : first + len(piece.samples)] == self._rank

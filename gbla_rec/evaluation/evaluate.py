@@ -109,7 +109,8 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
         The checkpoint and the recall of every shortlisted one by directory name.
     """
     cutoff = min(SHORTLIST_CUTOFF, max(parts.config.evaluation.cutoffs))
-    shortlist = best_checkpoints(run_dir, parts.config.training.keep_best)
+    # one list for all ranks: a run that still trains may save and prune meanwhile
+    shortlist = on_first_rank(lambda: best_checkpoints(run_dir, parts.config.training.keep_best))
     recalls: dict[str, float] = {}
     for checkpoint in shortlist:
         load_checkpoint(checkpoint, parts.model, None)

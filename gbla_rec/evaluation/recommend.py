@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, checkpoints, read_config
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
@@ -44,7 +45,7 @@ class Recommender:
     def open(cls, run_dir: Path, device: torch.device) -> "Recommender":
         """Load the checkpoint that evaluation chose, or before evaluation that of lowest validation NLL."""
         parts = RunParts.open(read_config(run_dir), device)
-        load_checkpoint(_chosen_checkpoint(run_dir), parts.model, None)
+        load_checkpoint(on_first_rank(lambda: _chosen_checkpoint(run_dir)), parts.model, None)
         return cls(parts)
 
     def for_user(self, user_id: str, count: int, *, exclude_history: bool = True) -> Recommendation:

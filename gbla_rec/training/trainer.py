@@ -14,10 +14,10 @@ from torch import Tensor
 from gbla_rec import workspace
 from gbla_rec.checkpoint.background_save import BackgroundSaver
 from gbla_rec.checkpoint.process_group import on_first_rank
+from gbla_rec.checkpoint.resume_point import resume_point, set_aside_after
 from gbla_rec.checkpoint.run_directory import (
     Checkpoint,
     Progress,
-    checkpoints,
     create_run,
     prune_checkpoints,
     read_config,
@@ -26,7 +26,7 @@ from gbla_rec.checkpoint.run_directory import (
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.sharding import describe_plan
 from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
-from gbla_rec.config import RunConfig, TrainingConfig, differing_fields
+from gbla_rec.config import RunConfig, TrainingConfig, differing_fields, with_sample_costs
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.micro_batches import micro_batches
@@ -45,8 +45,8 @@ from gbla_rec.training.step_window import StepWindow
 class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
 
-    def __init__(self, parts: RunParts, run_dir: Path) -> None:
-        """Load the newest checkpoint if ``run_dir`` has one, else start from the initial weights of ``parts``."""
+    def __init__(self, parts: RunParts, run_dir: Path, resume_step: int | None = None) -> None:
+        """Load the checkpoint of ``resume_step``, else the newest; where ``run_dir`` has none, keep the initial weights of ``parts``."""
         config = parts.config
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
@@ -57,9 +57,10 @@ class Trainer:
         guarded = [parameter for _, parameter in dense_parameters]
         self.guard = StepGuard(self.parts.retriever.table_boundary, guarded, self.parts.device)
         self.optimizer.skip_when(self.guard.is_bad)
+        self.stream_config = with_sample_costs(config.stream, config.model, self.parts.semantic_ids.widths)
         self.stream = TrainingStream(
             self.parts.dataset,
-            config.stream,
+            self.stream_config,
             seed=config.seed,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
@@ -68,9 +69,11 @@ class Trainer:
         self.step, self.position = 0, StreamPosition()
         self.saved_step: int | None = None
         self.background_saver = BackgroundSaver() if config.training.async_save else None
-        found = checkpoints(run_dir)
-        if found:
-            self._resume(found[-1])
+        # one choice for all ranks: they may see the directory at different moments
+        found = on_first_rank(lambda: resume_point(run_dir, resume_step))
+        if found is not None:
+            self._resume(found)
+            on_first_rank(lambda: set_aside_after(run_dir, self.step))
         self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
         profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
         self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
@@ -139,7 +142,7 @@ class Trainer:
     def _steps(self) -> Iterator[list[Batch]]:
         """The micro batches of each step from here on, in page-locked memory where that speeds the copy to the device."""
         for histories in self.stream.batches(self.position):
-            parts = micro_batches(histories, self.config.training.num_micro_batches, self.config.stream)
+            parts = micro_batches(histories, self.config.training.num_micro_batches, self.stream_config)
             batches = [self.parts.collator(part) for part in parts]
             yield [batch.pin_memory() for batch in batches] if self.parts.device.type == "cuda" else batches
 
@@ -220,34 +223,37 @@ def _next_multiple(step: int, every: int) -> int:
     return (step // every + 1) * every
 
 
-def train(config: RunConfig, *, device: torch.device, resume: bool = False) -> Path:
+def train(config: RunConfig, *, device: torch.device, resume: bool = False, resume_step: int | None = None) -> Path:
     """Train a run in the workspace, on the current process group.
 
     Args:
         config: the run.
         device: of this rank.
         resume: go on with the newest run of this name (its config must be the same), or start one if there is none.
+        resume_step: go on from the checkpoint of this step instead of the newest; those of later steps are set aside.
 
     Returns:
         The run's directory.
 
     Raises:
-        ValueError: if the run to resume has another config; the message names the fields.
+        ValueError: if the run to resume has another config (the message names the fields), if its checkpoint is damaged, or if there
+            is no checkpoint of ``resume_step``.
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
-    run_dir = on_first_rank(lambda: _open_run(config, resume, parts.dataset.manifest.content_hash))
-    trainer = Trainer(parts, run_dir)
+    run_dir = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
+    trainer = Trainer(parts, run_dir, resume_step)
     on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
     return trainer.run()
 
 
-def _open_run(config: RunConfig, resume: bool, dataset_hash: str) -> Path:
-    if resume:
+def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> Path:
+    if resume or resume_step is not None:
         try:
             run_dir = workspace.latest_run_dir(config.name)
         except FileNotFoundError:
-            pass
+            if resume_step is not None:
+                raise
         else:
             differing = differing_fields(read_config(run_dir), config)
             if differing:

@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact on another number of ranks, refused by name when damaged, never half-written, pruned."""
+"""Checkpoints: bit-exact on another number of ranks, never half-written, pruned."""
 
 import dataclasses
 import resource
@@ -57,7 +57,7 @@ def with_sharding(config: RunConfig, sharding: str) -> RunConfig:
 
 @pytest.mark.usefixtures("tiny_workspace")
 @pytest.mark.timeout(300)
-def test_weights_are_bit_exact_on_any_ranks_and_damage_is_refused_by_name(run_ranks: Any, tiny_run: Any) -> None:
+def test_weights_are_bit_exact_on_any_ranks(run_ranks: Any, tiny_run: Any) -> None:
     config = with_sharding(tiny_run(), "row_wise")
     run_dir = run_ranks(train_run, 2, config)[0]
     alone = run_ranks(read_tables, 1, run_dir, config)[0]
@@ -70,23 +70,6 @@ def test_weights_are_bit_exact_on_any_ranks_and_damage_is_refused_by_name(run_ra
 
     progress = checkpoints(Path(run_dir))[-1].progress
     assert progress.file_digests.keys() == progress.file_sizes.keys() and len(progress.file_sizes) >= 3
-    newest = checkpoints(Path(run_dir))[-1].path
-    shard = next(newest.glob("*.distcp"))
-    content = shard.read_bytes()
-
-    def attempt(rank: int, world_size: int) -> str:
-        with pytest.raises(ValueError, match=r"checkpoint .* is damaged: ") as refused:
-            read_tables(rank, world_size, run_dir, config)
-        return str(refused.value)
-
-    shard.write_bytes(content[: len(content) // 2])
-    assert f"{newest} is damaged: {shard.name} must have {len(content)} bytes" in run_ranks(attempt, 1)[0]
-    middle = len(content) // 2
-    shard.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    for message in run_ranks(attempt, 2):
-        assert f"{newest} is damaged: the content of {shard.name} is not what was saved" in message
-    shard.write_bytes(content)
-    assert run_ranks(read_tables, 1, run_dir, config)[0].keys() == alone.keys()
 
 
 def train_while_the_disk_fills(rank: int, world_size: int, config: RunConfig) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gbla_rec.config import SplitConfig
+from gbla_rec.config import MultiplyAdds, SplitConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import EvaluationSplit, evaluation_batches
 
@@ -93,6 +93,60 @@ def test_a_sample_of_users_is_fixed_by_the_seed(dataset: PreparedDataset, split:
     assert users(1) == users(3)
     assert len(users(1)) == min(num_users, len(everyone))
     assert set(users(1)) <= set(everyone)
+
+
+@given(world_size=st.integers(2, 9), seed=st.integers(0, 99))
+def test_batches_are_those_of_one_rank_and_no_step_waits_long(prepare_frame: PrepareFrame, world_size: int, seed: int) -> None:
+    costs = MultiplyAdds(event=1.0, pair=0.5, target=3.0, target_event=0.0)
+    lengths = SKEWED[seed % len(SKEWED)]
+    data = skewed_dataset(prepare_frame, lengths)
+
+    def batches(rank: int, world_size: int) -> list[tuple[tuple[int, ...], float]]:
+        found = evaluation_batches(
+            data, "test", tokens_per_batch=60, max_history_length=50, rank=rank, world_size=world_size, costs=costs, num_decoded=7
+        )
+        return [(tuple(batch.user_rows.tolist()), sum(costs.of(float(n), 7) for n in np.diff(batch.offsets))) for batch in found]
+
+    ranks = [batches(rank, world_size) for rank in range(world_size)]
+    alone = batches(0, 1)
+    assert sorted(batch for rank in ranks for batch in rank if batch[0]) == sorted(alone)
+    lockstep = sum(max(cost for _, cost in step) for step in zip(*ranks, strict=True))
+    total, dearest = sum(cost for _, cost in alone), max(cost for _, cost in alone)
+    # one window, in the order of cost: a step's dearest batch costs no more than the cheapest of the step before
+    assert lockstep <= total / world_size + dearest
+
+
+SKEWED = [np.random.default_rng(seed).choice([2, 3, 5, 8, 50], size=120, p=[0.3, 0.3, 0.2, 0.1, 0.1]).tolist() for seed in range(3)]
+
+
+@functools.cache
+def _skewed(prepare_frame: PrepareFrame, lengths: tuple[int, ...]) -> PreparedDataset:
+    sequences = [list(range(length + 1)) for length in lengths]
+    prepared = prepare_frame(pl.DataFrame({"user_id": range(len(lengths)), "items": sequences}), sequence_column="items")
+    prepared.read_shard = functools.cache(prepared.read_shard)  # type: ignore[method-assign]
+    prepared.read_lengths = functools.cache(prepared.read_lengths)  # type: ignore[method-assign]
+    return prepared
+
+
+def skewed_dataset(prepare_frame: PrepareFrame, lengths: list[int]) -> PreparedDataset:
+    """Users of whom a tenth cost far more than the others, in one shard."""
+    return _skewed(prepare_frame, tuple(lengths))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 16])
+def test_a_rank_reads_no_shard_often(prepare_frame: PrepareFrame, monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
+    sequences = [list(range(length + 1)) for length in SKEWED[0]]
+    data = prepare_frame(pl.DataFrame({"user_id": range(120), "items": sequences}), sequence_column="items", max_events_per_shard=200)
+    assert data.num_shards > 4
+    read = data.read_shard
+    reads: list[int] = []
+    monkeypatch.setattr(data, "read_shard", lambda index, context: reads.append(index) or read(index, context))
+    for rank in range(world_size):
+        reads.clear()
+        batches = evaluation_batches(data, "test", tokens_per_batch=1, max_history_length=9, rank=rank, world_size=world_size)
+        num_own = sum(len(batch.user_rows) > 0 for batch in batches)
+        # a window of batches may lie across two shards
+        assert len(reads) <= min(num_own, 3 * data.num_shards), world_size
 
 
 def test_samples_of_different_seeds_differ_and_every_user_is_drawn(dataset: PreparedDataset) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gbla_rec.config import SplitConfig, StreamConfig
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.data.histories import HistoryBatch, split_by_cost
+from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.shard_files import HistoryShard
 from gbla_rec.data.stream import StreamPosition, TrainingStream, iterate_train_items
 
@@ -31,6 +31,9 @@ CONFIGS = st.builds(
     max_cuts_per_history=st.sampled_from([1, 3, 64]),
     min_history_length=st.integers(0, 3),
     oversized=st.just("own_batch"),
+    linear_cost=st.just(1.0),
+    quadratic_cost=st.sampled_from([0.0, 1.0]),
+    target_cost=st.sampled_from([None, 3.0]),
 )
 
 
@@ -221,7 +224,7 @@ def test_the_sequence_hash_names_all_that_the_sequence_depends_on(prepare_frame:
     hashes.add(TrainingStream(data[0], dataclasses.replace(config, targets_per_cut=5), seed=0).sequence_hash)
     hashes.add(TrainingStream(data[0], config, seed=1).sequence_hash)
     assert len(hashes) == 5
-    dearer = dataclasses.replace(config, quadratic_cost=1.0)
+    dearer = dataclasses.replace(config, linear_cost=1.0, quadratic_cost=1.0, target_cost=2.0)
     assert TrainingStream(data[0], dearer, seed=0, rank=1, world_size=3).sequence_hash in hashes
 
 
@@ -268,6 +271,8 @@ def test_an_impossible_position_is_refused(dataset: PreparedDataset, position: S
 def test_bad_ranks_and_columns_are_refused(dataset: PreparedDataset) -> None:
     with pytest.raises(ValueError, match="rank 2 of 2"):
         TrainingStream(dataset, StreamConfig(), seed=0, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="StreamConfig costs must be numbers where 2 ranks share a batch"):
+        TrainingStream(dataset, StreamConfig(), seed=0, rank=1, world_size=2)
     with pytest.raises(ValueError, match="'nothing'"):
         TrainingStream(dataset, StreamConfig(), seed=0, context=["nothing"])
 
@@ -294,19 +299,6 @@ def test_a_history_of_100000_events_streams(prepare_frame: PrepareFrame) -> None
     history = data.history(7)
     lengths = np.diff(batches[0].offsets)
     assert np.array_equal(batches[0].items[: lengths[0]], history.items[: lengths[0]])
-
-
-@given(lengths=st.lists(st.integers(0, 2000), min_size=1, max_size=40), world_size=st.integers(1, 6))
-def test_split_by_cost_balances(lengths: list[int], world_size: int) -> None:
-    cost = np.array(lengths) + np.array(lengths, float) ** 2 / 8192
-    ranks = split_by_cost(np.array(lengths), world_size, linear=1.0, quadratic=1 / 8192)
-    loads = np.bincount(ranks, weights=cost, minlength=world_size)
-    assert ranks.min() >= 0
-    assert ranks.max() < world_size
-    # no rank can shed its last sample to the idlest one and gain
-    assert loads.max() - loads.min() <= cost.max() + 1e-6
-    if len(lengths) <= world_size:
-        assert len(set(ranks.tolist())) == len(lengths)
 
 
 def test_iterate_train_items_gives_the_training_events(dataset: PreparedDataset) -> None:

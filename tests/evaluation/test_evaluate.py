@@ -76,8 +76,12 @@ def recommend(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
 def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles(run_ranks: Any, tiny_run: Any) -> None:
     run_dir = run_ranks(train_run, 2, tiny_run())[0]
     alone = run_ranks(evaluate_run, 1, run_dir)[0]
-    both = run_ranks(evaluate_run, 2, run_dir)
-    assert both[0]["methods"] == both[1]["methods"] == alone["methods"]
+    written = [(Path(run_dir) / "results.json").read_bytes()]
+    for world_size in (2, 3):
+        (Path(run_dir) / "results.json").unlink()
+        assert run_ranks(evaluate_run, world_size, run_dir) == [alone] * world_size
+        written.append((Path(run_dir) / "results.json").read_bytes())
+    assert written == written[:1] * 3
     assert list(alone["methods"]) == ["tiny", "most-popular", "item-kNN"]
     assert list(alone["methods"]["tiny"]) == ["Recall@2", "Recall@5", "NDCG@2", "NDCG@5"]
     assert "first_minus_this" in alone["methods"]["item-kNN"]["Recall@5"]
@@ -89,7 +93,8 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     excluded, included = run_ranks(seen_items_in_rankings, 1, run_dir)[0]
     assert excluded == 0 < included
 
-    result = run_ranks(recommend, 1, run_dir)[0]
+    result, again = run_ranks(recommend, 2, run_dir)
+    assert [result, again] == run_ranks(recommend, 1, run_dir) * 2
     user = result["user"]
     assert len(user.titles) == 5
     assert all(title.startswith("title ") for title in user.titles)

@@ -93,7 +93,7 @@ def test_micro_batches_hold_every_row_once() -> None:
         next_position=None,
     )
     found = {}
-    parts = micro_batches(histories, 9, StreamConfig())
+    parts = micro_batches(histories, 9, StreamConfig(linear_cost=1.0, quadratic_cost=1 / 8192))
     assert len(parts) == 9
     for part in parts:
         assert (part.global_num_targets, part.global_num_tokens) == (100, 1000)

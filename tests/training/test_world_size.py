@@ -1,6 +1,7 @@
 """Training is world-size free: any number of ranks, any sharding, stopped and resumed or not, gives one loss curve."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ TOLERANCE = 2e-5
 
 
 def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool = False) -> dict[str, Any]:
-    """Train in the workspace; what rank 0 logged, and each rank's number of targets per step."""
+    """Train in the workspace; what rank 0 logged, and of each rank and step the number of targets and the keys of the dropout masks."""
     from gbla_rec.training import trainer
 
     targets: list[int] = []
+    keys: list[list[int]] = []
     trainers: list[Any] = []
     run = trainer.Trainer.run
 
@@ -33,6 +35,7 @@ def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool =
     def count(*arguments: Any) -> Any:
         for batches, nll in train_steps(*arguments):
             targets.append(nll.numel())
+            keys.append([key for batch in batches for key in batch.token_keys.tolist() + batch.target_keys.tolist()])
             yield batches, nll
 
     trainer.train_steps = count
@@ -44,6 +47,7 @@ def train_and_read(rank: int, world_size: int, config: RunConfig, resume: bool =
         "gradient_norms": [line["gradient_norm"] for line in lines if line["kind"] == "train"],
         "table_norm": moved_by(trainers[0]),
         "targets": targets,
+        "keys": keys,
         "run_dir": str(run_dir),
     }
 
@@ -68,8 +72,8 @@ def moved_by(trainer: Any) -> float:
     return float(total.sqrt())
 
 
-def with_sharding(config: RunConfig, sharding: str) -> RunConfig:
-    embedding = dataclasses.replace(config.model.embedding, sharding=sharding)
+def with_sharding(config: RunConfig, sharding: str, **changes: Any) -> RunConfig:
+    embedding = dataclasses.replace(config.model.embedding, sharding=sharding, **changes)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, embedding=embedding))
 
 
@@ -102,6 +106,26 @@ def test_resumed_run_sees_the_curve_of_an_undisturbed_one(run_ranks: Any, tiny_r
     tolerance = 1e-12 if before == after == 1 else TOLERANCE
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=tolerance)
     assert resumed["nll"] == pytest.approx(whole["nll"], rel=tolerance)
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "auto", "column_wise"])
+def test_a_run_saved_on_two_ranks_goes_on_exactly_on_four(run_ranks: Any, tiny_run: Any, sharding: str) -> None:
+    # a fourth rank has no table of its own where tables are whole, and two column shards of each table need 256 columns
+    config = with_sharding(tiny_run(), sharding, dim=256 if sharding == "column_wise" else 8)
+    encoder = dataclasses.replace(config.model.encoder, dropout=0.3)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder))
+    whole = run_ranks(train_and_read, 1, config)[0]
+    run_ranks(train_and_stop, 2, config, 4)
+    resumed = run_ranks(train_and_read, 4, config, True)
+    assert resumed[0]["losses"] == pytest.approx(whole["losses"], rel=TOLERANCE)
+    assert resumed[0]["nll"] == pytest.approx(whole["nll"], rel=TOLERANCE)
+    plan = (Path(resumed[0]["run_dir"]) / "plan.txt").read_text()
+    assert sharding in plan or sharding == "auto"
+    assert sharding != "column_wise" or "64 x 128 on rank:0/cpu, 64 x 128 on rank:1/cpu" in plan
+    # steps 5 and 6: the keys, of which the masks are a function, are those of the undisturbed run
+    together = [sorted(itertools.chain(*step)) for step in zip(*(rank["keys"] for rank in resumed), strict=True)]
+    assert len(together) == 2 and together == [sorted(step) for step in whole["keys"][4:]]
 
 
 def train_and_stop(rank: int, world_size: int, config: RunConfig, last_step: int) -> str:

@@ -1,0 +1,82 @@
+"""The counted cost of a sample is what the model really multiplies."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from gbla_kernels import Backend, JaggedLayout
+from gbla_rec.config import (
+    DecoderConfig,
+    EmbeddingConfig,
+    EncoderConfig,
+    ModelConfig,
+    StreamConfig,
+    multiply_adds,
+    with_sample_costs,
+)
+from gbla_rec.models.retriever import HistoryModel
+
+WIDTHS = (32, 64, 16)
+
+
+class Values:
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+
+    def values(self) -> torch.Tensor:
+        return self._values
+
+
+def measured(config: ModelConfig, num_events: int, num_targets: int) -> float:
+    """Multiply-adds of a forward pass over one sample, as torch counts them."""
+    features = ["one", "two"]
+    model = HistoryModel(config, features, torch.zeros(9, len(WIDTHS), dtype=torch.int64), WIDTHS, Backend.REFERENCE).eval()
+    layout = JaggedLayout.from_lengths([num_events])
+    embedded: dict[str, Any] = {name: Values(torch.randn(num_events, config.embedding.dim)) for name in features}
+    codes = torch.zeros(num_targets, len(WIDTHS), dtype=torch.int64)
+    # the fused kernel of the CPU is not counted, the plain one is
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        memory = model.encode(embedded, torch.zeros(num_events, dtype=torch.int64), layout, None)
+        model.decoder(codes, JaggedLayout.from_lengths([num_targets * len(WIDTHS)]), memory)
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("pattern", ["S", "G", "SGG"])
+@pytest.mark.parametrize("output_gate", [True, False])
+def test_multiply_adds_are_those_that_torch_counts(pattern: str, output_gate: bool) -> None:
+    # 64 heads: no column of the fused projection is padding
+    encoder = EncoderConfig(model_dim=128, num_heads=64, pattern=pattern, ffn_dim=192, conv=False, output_gate=output_gate)
+    embedding = EmbeddingConfig(dim=24, semantic_code_dim=8)
+    config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96))
+    counted = multiply_adds(config, WIDTHS, 1_000)
+    for num_events, num_targets in ((1, 1), (300, 1), (37, 8), (500, 32)):
+        assert counted.of(num_events, num_targets) == pytest.approx(measured(config, num_events, num_targets), rel=0.01)
+
+
+def test_a_window_costs_by_events_unless_it_sees_every_history_whole() -> None:
+    config = ModelConfig(encoder=EncoderConfig(model_dim=64, pattern="W", window=100))
+    long, short = multiply_adds(config, WIDTHS, 5_000), multiply_adds(config, WIDTHS, 101)
+    assert long.pair == 0 and short.pair == 2 * 64
+    # at a length far above the window the count is that of the pairs in it
+    assert long.event - short.event == 2 * 64 * 201
+
+
+def test_stated_costs_stay_and_others_follow_the_pattern() -> None:
+    stated = StreamConfig(linear_cost=3.0, quadratic_cost=0.5)
+    assert with_sample_costs(stated, ModelConfig(), WIDTHS) is stated
+    shares = []
+    for pattern in ("GGG", "SGG", "SSG", "SSS"):
+        stream = with_sample_costs(StreamConfig(), ModelConfig(encoder=EncoderConfig(pattern=pattern)), WIDTHS)
+        assert stream.linear_cost and stream.quadratic_cost is not None and stream.target_cost
+        shares.append(stream.quadratic_cost / stream.linear_cost)
+    assert shares[0] == 0 and shares == sorted(shares) and len(set(shares)) == 4
+
+
+@pytest.mark.parametrize("costs", [{"linear_cost": 1.0}, {"target_cost": 1.0}, {"linear_cost": -1.0, "quadratic_cost": 0.0}])
+def test_half_stated_or_negative_costs_are_refused(costs: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="StreamConfig"):
+        dataclasses.replace(StreamConfig(), **costs)
