@@ -117,9 +117,7 @@ def _describe(need: Need, reserve: float) -> str:
 def _cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
     best = min(needs, key=_excess)
     embedding = request.embedding
-    ranks = _enough_ranks(request, best)
-    if ranks is not None:
-        yield f"more ranks: {ranks} are enough (placement {best.placement}, {best.sharding}, the same token budget)"
+    yield from _rank_cures(request, needs)
     if best.sharding != "row_wise":
         yield "--model.embedding.sharding row_wise: each table is then spread over all ranks"
     share = min(free / used for used, free in ((best.used.hbm, best.free.hbm), (best.used.ddr, best.free.ddr)) if used)
@@ -133,14 +131,24 @@ def _cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
         yield f"a lower reserve, if the dense part leaves room: --model.embedding.memory-reserve {int(reserve * 1000) / 1000} or less"
 
 
-def _enough_ranks(request: PlanRequest, need: Need) -> int | None:
-    """The fewest ranks, by doubling, that have room for the same budget."""
-    factor = 2
-    while factor <= MAX_RANK_FACTOR:
-        cluster = dataclasses.replace(request.cluster, world_size=request.cluster.world_size * factor)
+def _rank_cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
+    """How many ranks have room for the same budget; a slower placement only if it needs fewer."""
+    limit = request.cluster.world_size * MAX_RANK_FACTOR
+    for need in needs:
+        ranks = _enough_ranks(request, need, limit)
+        if ranks is not None:
+            yield f"more ranks: {ranks} are enough (placement {need.placement}, {need.sharding}, the same token budget)"
+            limit = ranks // 2
+
+
+def _enough_ranks(request: PlanRequest, need: Need, limit: int) -> int | None:
+    """The fewest ranks, by doubling, up to ``limit``."""
+    ranks = 2 * request.cluster.world_size
+    while ranks <= limit:
+        cluster = dataclasses.replace(request.cluster, world_size=ranks)
         if _need(dataclasses.replace(request, cluster=cluster), need.placement, need.sharding).fits:
-            return cluster.world_size
-        factor *= 2
+            return ranks
+        ranks *= 2
     return None
 
 
