@@ -66,14 +66,21 @@ def checkpoint_size(plan: TablePlan, dense_shapes: Mapping[str, torch.Size]) -> 
         dense=dense,
         largest_rank=max(own_rows + own_moments for own_rows, own_moments in zip(rows, moments, strict=True)) + dense // world_size,
         data_files=min(world_size, sum(own > 0 for own in rows) + len(dense_shapes) * (1 + len(DENSE_MOMENTS))),
-        metadata=len(pickle.dumps(_metadata(plan, dense_shapes))),
+        metadata=_metadata_bytes(_metadata(plan, dense_shapes)),
     )
+
+
+def _metadata_bytes(metadata: Metadata) -> int:
+    # part by part: the parts come from different ranks, so that pickle finds no object twice
+    return sum(len(pickle.dumps(part)) for part in (metadata.state_dict_metadata, metadata.planner_data, metadata.storage_data))
 
 
 def _metadata(plan: TablePlan, dense_shapes: Mapping[str, torch.Size]) -> Metadata:
     """What torch.distributed.checkpoint will write as ``.metadata``: an entry and a place for every shard of every tensor."""
     tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
+    files = [f"__{rank}_0.distcp" for rank in range(plan.request.cluster.world_size)]
+    written = [0] * len(files)
 
     def add(name: str, shape: torch.Size, chunks: list[tuple[torch.Size, torch.Size, int]]) -> None:
         properties = TensorProperties(dtype=torch.float32)
@@ -81,7 +88,8 @@ def _metadata(plan: TablePlan, dense_shapes: Mapping[str, torch.Size]) -> Metada
         tensors[name] = TensorStorageMetadata(properties=properties, size=shape, chunks=pieces)
         for index, (offset, size, rank) in enumerate(chunks):
             length = size.numel() * FLOAT_BYTES
-            places[MetadataIndex(name, offset, index)] = _StorageInfo(f"__{rank}_0.distcp", 1 << 40, length)
+            places[MetadataIndex(name, offset, index)] = _StorageInfo(files[rank], written[rank], length)
+            written[rank] += length
 
     for option in plan.options:
         name, shape = f"tables.embeddings.{option.name}.weight", option.tensor.shape

@@ -120,15 +120,30 @@ def _cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
     yield from _rank_cures(request, needs)
     if best.sharding != "row_wise":
         yield "--model.embedding.sharding row_wise: each table is then spread over all ranks"
-    share = min(free / used for used, free in ((best.used.hbm, best.free.hbm), (best.used.ddr, best.free.ddr)) if used)
-    yield f"fewer rows: --model.embedding.rows-per-table {int(embedding.rows_per_table * share)} or less, about"
-    width = int(embedding.dim * share) // ROW_ALIGNMENT * ROW_ALIGNMENT
-    if width:
-        yield f"narrower rows: --model.embedding.dim {width} or less, about"
+    share = _share(best, Storage(hbm=0, ddr=0, ssd=0))
+    rows = int(embedding.rows_per_table * _share(best, _exchange(request, best))) - request.cluster.world_size
+    if rows > 0:
+        yield f"fewer rows: --model.embedding.rows-per-table {rows} or less"
+    # a row comes with a moment, and a token with an id: as much as two columns
+    width = int((embedding.dim + 2) * share - 2) // ROW_ALIGNMENT * ROW_ALIGNMENT
+    if width > 0:
+        yield f"narrower rows: --model.embedding.dim {width} or less"
     yield from _placement_cures(request, needs)
     reserve = 1 - (1 - embedding.memory_reserve) / share
     if reserve > 0:
         yield f"a lower reserve, if the dense part leaves room: --model.embedding.memory-reserve {int(reserve * 1000) / 1000} or less"
+
+
+def _share(need: Need, fixed: Storage) -> float:
+    """The fraction of what is needed beside ``fixed`` that is free."""
+    pairs = ((need.used.hbm, need.free.hbm, fixed.hbm), (need.used.ddr, need.free.ddr, fixed.ddr))
+    return min((free - own) / (used - own) for used, free, own in pairs if used > own)
+
+
+def _exchange(request: PlanRequest, need: Need) -> Storage:
+    """What the need owes to the tokens: as much as twice the tokens would add."""
+    doubled = _need(dataclasses.replace(request, tokens_per_batch=2 * request.tokens_per_batch), need.placement, need.sharding)
+    return Storage(hbm=doubled.used.hbm - need.used.hbm, ddr=doubled.used.ddr - need.used.ddr, ssd=0)
 
 
 def _rank_cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
