@@ -89,7 +89,7 @@ def search_plan(request: PlanRequest) -> tuple[ShardingPlan, list[ShardingOption
     if cluster.device_type == "cpu" and embedding.placement in ("uvm_caching", "uvm"):
         raise ValueError(
             f"EmbeddingConfig.placement must be 'auto' or 'hbm' on CPU, where all memory is host memory, got {embedding.placement!r}; "
-            "run on a GPU, or give --model.embedding.placement auto"
+            "run on a GPU, or give --model.embedding.placement auto (for a trained run: write it into the run's config.json)"
         )
     found = BestPlan()
     planner = EmbeddingShardingPlanner(

@@ -60,7 +60,7 @@ def describe_shortage(request: PlanRequest) -> str:
     needs = [_least_need(request, placement) for placement in _placements(request)]
     lines = [f"the tables do not fit on {cluster.world_size} {cluster.device_type} rank(s). On the fullest one:"]
     lines += [f"  {_describe(need, embedding.memory_reserve)}" for need in needs]
-    lines.append("change one of these:")
+    lines.append("change one of these (for a trained run, in its config.json):")
     lines += [f"  - {cure}" for cure in _cures(request, needs)]
     return "\n".join(lines)
 

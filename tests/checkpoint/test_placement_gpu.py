@@ -31,3 +31,33 @@ def test_placement_and_bf16_communication_keep_the_curve(tiny_run: Any) -> None:
     for name, curve in losses.items():
         # bf16 autocast: 2^-8 of rounding, which a different order of sums may turn over
         assert curve == pytest.approx(reference, rel=2**-8), name
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("tiny_workspace")
+def test_a_loaded_checkpoint_replaces_the_rows_in_the_cache(tiny_run: Any) -> None:
+    import torch
+
+    from gbla_rec.checkpoint.process_group import process_group
+    from gbla_rec.checkpoint.run_directory import checkpoints
+    from gbla_rec.checkpoint.run_parts import RunParts
+    from gbla_rec.checkpoint.storage import load_checkpoint
+    from gbla_rec.training.trainer import train
+
+    config = tiny_run()
+    embedding = dataclasses.replace(config.model.embedding, dim=16, placement="uvm_caching", cache_load_factor=1.0)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, embedding=embedding))
+    with process_group() as device:
+        first, *_, last = checkpoints(train(config, device=device))
+        parts = RunParts.open(config, device)
+        parts.model.eval()
+
+        @torch.no_grad()
+        def nll_of(checkpoint: Any) -> float:
+            load_checkpoint(checkpoint, parts.model, None)
+            _, batch = next(iter(parts.evaluation_batches("validation", 400)))
+            return float(parts.retriever(batch)[1].double().sum())
+
+        before = nll_of(first)
+        assert nll_of(last) != before
+        assert nll_of(first) == pytest.approx(before, rel=1e-6)
