@@ -107,4 +107,4 @@ def _checkpoint(plan: ClusterPlan, write_rate: int) -> list[str]:
 
 
 def _planning(plan: ClusterPlan) -> list[str]:
-    return [f"planned in {plan.planning_seconds:.1f} s, peak memory of this process {format_bytes(plan.planning_memory)}"]
+    return [f"planned in {plan.planning_seconds:.1f} s of CPU time, peak memory of this process {format_bytes(plan.planning_memory)}"]
