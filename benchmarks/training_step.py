@@ -33,6 +33,7 @@ from gbla_rec.models.autocast import autocast
 from gbla_rec.training.dense_optimizer import DenseOptimizer
 from gbla_rec.training.model_flops import BatchSizes, peak_flops, training_flops
 from gbla_rec.training.prefetch import Prefetcher
+from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 
 WARM_STEPS, PROFILED_STEPS = 4, 3
@@ -193,10 +194,13 @@ class TrainingStep:
         generator = torch.Generator().manual_seed(0)
         codes = torch.stack([torch.randint(0, width, (sizes.num_items,), generator=generator) for width in sizes.widths], dim=1)
         optimizer = OptimizerConfig()
-        self.model = sharded_retriever(self.config, optimizer, {}, codes, sizes.widths, seed=0, device=device)
+        tokens = max(sizes.budgets) * dist.get_world_size()
+        self.model = sharded_retriever(self.config, optimizer, {}, codes, sizes.widths, tokens_per_batch=tokens, seed=0, device=device)
         self.history = unwrap(self.model).history
         dense = [(name, parameter) for name, parameter in unwrap(self.model).named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense, optimizer, num_steps=1_000_000)
+        self.guard = StepGuard(unwrap(self.model).table_boundary, [parameter for _, parameter in dense], device)
+        self.optimizer.skip_when(self.guard.is_bad)
         self.collator = Collator(
             self.config.embedding, np.arange(sizes.num_items), num_code_levels=len(sizes.widths), world_size=dist.get_world_size()
         )
@@ -276,7 +280,7 @@ class TrainingStep:
     def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
         with autocast(self.device):
             loss, nll = self.model(batch)
-        return loss, nll
+        return self.guard.protect(loss), nll
 
     def _choose_device(self) -> None:
         if self.device.type == "cuda":

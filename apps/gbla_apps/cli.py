@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "the whole path on MovieLens, in minutes",
     "prepare": "an event log becomes a prepared dataset",
     "tokenize": "items get semantic IDs",
+    "plan": "how tables are sharded on a cluster, and what that costs, without having it",
     "train": "train a recipe (also under torchrun and TorchX)",
     "evaluate": "test a run by beam search, beside baselines",
     "recommend": "the next items for a user or a typed-in history",

@@ -60,6 +60,7 @@ class RunParts:
             dataset.context_sizes(),
             semantic_ids.codes,
             semantic_ids.widths,
+            tokens_per_batch=config.stream.tokens_per_batch,
             seed=config.seed,
             device=device,
         )

@@ -1,39 +1,26 @@
 """The retriever on many ranks: tables sharded by TorchRec's planner, the dense part replicated."""
 
-import os
 from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from gbla_kernels import Backend
+from gbla_rec.checkpoint.cluster import Cluster
 from gbla_rec.checkpoint.memory import require_memory
+from gbla_rec.checkpoint.plan_search import PlanRequest, table_sharder
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.config import ModelConfig, OptimizerConfig, Sharding
+from gbla_rec.checkpoint.table_plan import plan_tables
+from gbla_rec.config import EmbeddingConfig, ModelConfig, OptimizerConfig
 from gbla_rec.data.batch import feature_names
 from gbla_rec.models.embeddings import initialize_tables, item_tables
 from gbla_rec.models.retriever import GenerativeRetriever
-
-HBM_RESERVED = 0.4
-"""Fraction of device memory that the planner leaves to the dense part, activations and communication."""
-# not data_parallel: TorchRec pools it wrongly on CPU, and multi-hash tables are too large for it
-SHARDING_TYPES = {
-    # no column_wise: row-wise Adagrad would keep one moment per column shard, and curves would depend on the ranks
-    "auto": [ShardingType.TABLE_WISE, ShardingType.ROW_WISE],
-    "row_wise": [ShardingType.ROW_WISE],
-    "table_wise": [ShardingType.TABLE_WISE],
-    "column_wise": [ShardingType.COLUMN_WISE],
-}
 
 
 def sharded_retriever(
@@ -43,6 +30,7 @@ def sharded_retriever(
     item_codes: Tensor,
     widths: tuple[int, ...],
     *,
+    tokens_per_batch: int,
     seed: int,
     device: torch.device,
 ) -> DistributedModelParallel:
@@ -57,21 +45,23 @@ def sharded_retriever(
         context_sizes: values of each context column of the dataset.
         item_codes: ``(N, C)`` int64 semantic IDs.
         widths: codes of each level, ``C`` entries.
+        tokens_per_batch: tokens of a global batch, from which the planner estimates what ranks exchange.
         seed: of all weights.
         device: of this rank.
 
     Raises:
-        ValueError: on all ranks if the plan does not fit into the memory of one; states the bytes.
+        ValueError: on all ranks, if the tables do not fit the machines, or what is free of their memory now; states the bytes and
+            what to change.
     """
-    tables = item_tables(model.embedding, context_sizes, torch.device("meta"))
-    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": optimizer.table_learning_rate, "eps": optimizer.table_eps})
+    tables = planned_tables(model.embedding, optimizer, context_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=Backend(model.kernels))
     retriever.history.to(device)
-    sharders: list[ModuleSharder[nn.Module]] = [EmbeddingCollectionSharder(use_index_dedup=device.type == "cuda")]  # type: ignore[list-item]
-    plan = plan_tables(retriever, model.embedding.sharding, sharders, device)
+    request = PlanRequest(retriever, model.embedding, Cluster.current(device), tokens_per_batch)
+    plan = on_first_rank(lambda: plan_tables(request).sharding_plan)
     require_memory(plan, retriever.history, device)
+    sharders: list[ModuleSharder[nn.Module]] = [table_sharder(model.embedding, device.type)]  # type: ignore[list-item]
     process_group = dist.group.WORLD
     assert process_group is not None
     parallel = DistributedModelParallel(
@@ -87,22 +77,11 @@ def sharded_retriever(
     return parallel
 
 
-def plan_tables(model: nn.Module, sharding: Sharding, sharders: list[ModuleSharder[nn.Module]], device: torch.device) -> ShardingPlan:
-    """TorchRec's plan for the tables of ``model`` on the current process group, made on rank 0."""
-    allowed = ParameterConstraints(sharding_types=[kind.value for kind in SHARDING_TYPES[sharding]])
-    tables = [table for module in model.modules() if isinstance(module, EmbeddingCollection) for table in module.embedding_configs()]
-    constraints = {table.name: allowed for table in tables}
-    is_cuda = device.type == "cuda"
-    topology = Topology(
-        world_size=dist.get_world_size(),
-        compute_device=device.type,
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
-        hbm_cap=torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
-    )
-    planner = EmbeddingShardingPlanner(
-        topology=topology, constraints=constraints, storage_reservation=FixedPercentageStorageReservation(HBM_RESERVED), debug=False
-    )
-    return on_first_rank(lambda: planner.plan(model, sharders))
+def planned_tables(embedding: EmbeddingConfig, optimizer: OptimizerConfig, context_sizes: Mapping[str, int]) -> EmbeddingCollection:
+    """The tables without memory, and with their fused optimiser, as the planner wants them."""
+    tables = item_tables(embedding, context_sizes, torch.device("meta"))
+    apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": optimizer.table_learning_rate, "eps": optimizer.table_eps})
+    return tables
 
 
 def unwrap(parallel: DistributedModelParallel) -> GenerativeRetriever:

@@ -3,6 +3,8 @@
 A run is a function in ``gbla_rec/recipes.py`` that returns a ``RunConfig``; the command line overrides single fields.
 """
 
+from gbla_rec.config.byte_size import format_bytes as format_bytes
+from gbla_rec.config.byte_size import parse_bytes as parse_bytes
 from gbla_rec.config.data import PrepareConfig as PrepareConfig
 from gbla_rec.config.data import SplitConfig as SplitConfig
 from gbla_rec.config.data import SplitKind as SplitKind
@@ -14,6 +16,7 @@ from gbla_rec.config.json_form import differing_fields as differing_fields
 from gbla_rec.config.json_form import from_json as from_json
 from gbla_rec.config.json_form import to_json as to_json
 from gbla_rec.config.model import PATTERN_LETTERS as PATTERN_LETTERS
+from gbla_rec.config.model import Communication as Communication
 from gbla_rec.config.model import DecoderConfig as DecoderConfig
 from gbla_rec.config.model import Direction as Direction
 from gbla_rec.config.model import EmbeddingConfig as EmbeddingConfig
@@ -21,6 +24,7 @@ from gbla_rec.config.model import EncoderConfig as EncoderConfig
 from gbla_rec.config.model import FeatureMap as FeatureMap
 from gbla_rec.config.model import Kernels as Kernels
 from gbla_rec.config.model import ModelConfig as ModelConfig
+from gbla_rec.config.model import Placement as Placement
 from gbla_rec.config.model import Sharding as Sharding
 from gbla_rec.config.multiply_adds import MultiplyAdds as MultiplyAdds
 from gbla_rec.config.multiply_adds import multiply_adds as multiply_adds

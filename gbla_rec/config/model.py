@@ -9,6 +9,8 @@ Direction = Literal["bidirectional", "causal"]
 FeatureMap = Literal["elu1", "relu"]
 Kernels = Literal["reference", "triton"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
+Placement = Literal["auto", "hbm", "uvm_caching", "uvm"]
+Communication = Literal["fp32", "bf16"]
 PATTERN_LETTERS = "SGW"
 TRITON_MAX_CONV_WIDTH = 8
 """Taps of a convolution that the Triton kernels hold."""
@@ -30,9 +32,24 @@ class EmbeddingConfig:
     semantic_code_dim: int = 32
     """Width of one semantic-ID code's embedding on the history side; 0 leaves the codes out."""
     sharding: Sharding = "auto"
+    """``auto``: the planner chooses row_wise or table_wise for each table."""
+    placement: Placement = "auto"
+    """Where rows lie with CUDA. ``hbm``: device memory; ``uvm_caching``: host memory, the hot rows cached on the device;
+    ``uvm``: host memory; ``auto``: the planner takes the fastest that fits."""
+    cache_load_factor: float = 0.2
+    """Fraction of a ``uvm_caching`` table that its cache on the device holds."""
+    memory_reserve: float = 0.4
+    """Fraction of device memory (and of host memory, for what lies there) that the planner keeps from the tables: for the dense
+    part, activations and communication."""
+    communication: Communication = "fp32"
+    """What rows, and their gradients on the way back, are rounded to while ranks exchange them."""
 
     def __post_init__(self) -> None:
         require_choice(self, "sharding", Sharding)
+        require_choice(self, "placement", Placement)
+        require_choice(self, "communication", Communication)
+        require(0 < self.cache_load_factor <= 1, "EmbeddingConfig.cache_load_factor", "lie in (0, 1]", self.cache_load_factor)
+        require(0 <= self.memory_reserve < 1, "EmbeddingConfig.memory_reserve", "lie in [0, 1)", self.memory_reserve)
         require_positive(self, "num_hashes", "rows_per_table", "dim")
         require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
 
