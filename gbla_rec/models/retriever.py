@@ -51,10 +51,11 @@ class HistoryModel(nn.Module):
             rows = [embedded[name].values() for name in self.input.features]
         tensors = (batch.items, batch.token_keys, batch.targets, batch.target_keys)
         target_nll = self.target_nll
-        if self.training and min(batch.items.numel(), batch.targets.numel()) >= MIN_COMPILED:
+        if self._compiled is not None and self.training and min(batch.items.numel(), batch.targets.numel()) >= MIN_COMPILED:
             for tensor in (*rows, *tensors):
+                # else a compiler takes two sizes for one if they are equal in the first batch
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-            target_nll = self._compiled or self.target_nll
+            target_nll = self._compiled
         nll = target_nll(rows, *tensors, batch.layout, batch.code_layout)
         return nll.sum() * batch.loss_weight, nll.detach()
 

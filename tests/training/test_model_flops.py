@@ -15,7 +15,7 @@ from gbla_rec.training import model_flops
 from gbla_rec.training.model_flops import BatchSizes, forward_flops, peak_flops, training_flops
 
 WIDTHS, TABLE_DIM, DIM, HEADS = (16, 8, 4), 8, 64, 4
-LENGTHS, TARGETS = [3, 70, 1, 200], [2, 1, 0, 5]
+LENGTHS, TARGETS = [3, 70, 2, 200], [2, 1, 0, 5]
 
 
 def counted(config: ModelConfig) -> int:
@@ -31,7 +31,7 @@ def counted(config: ModelConfig) -> int:
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize(("pattern", "num_repeats"), [("SGG", 1), ("G", 2), ("S", 3)])
+@pytest.mark.parametrize(("pattern", "num_repeats"), [("SGG", 1), ("S", 2)])
 def test_the_count_is_that_of_the_products(pattern: str, num_repeats: int) -> None:
     config = ModelConfig(
         embedding=EmbeddingConfig(dim=TABLE_DIM, semantic_code_dim=4),
@@ -42,7 +42,7 @@ def test_the_count_is_that_of_the_products(pattern: str, num_repeats: int) -> No
     sizes = BatchSizes.of(JaggedLayout.from_lengths(LENGTHS), code_layout, sum(TARGETS), config.encoder.window)
     padding = -(4 * DIM + HEADS) % PROJECTION_MULTIPLE
     padded = 3 * 2 * sizes.tokens * DIM * padding * config.encoder.layers.count("G")
-    assert training_flops(config, WIDTHS, sizes) == pytest.approx(counted(config) - padded, rel=1e-3)
+    assert training_flops(config, WIDTHS, sizes) == pytest.approx(counted(config) - padded, rel=1e-6)
 
 
 def test_a_window_counts_the_pairs_that_it_sees() -> None:
