@@ -32,12 +32,17 @@ def feature_names(config: EmbeddingConfig) -> list[str]:
     return [hash_feature(i) for i in range(config.num_hashes)] + [context_feature(column) for column in config.context_features]
 
 
+IDS_PER_RUN = 16
+"""fbgemm's kernel gives a warp to each row: long histories in one piece would take a few warps of a GPU, and tens of milliseconds."""
+
+
 @dataclass
 class Batch(Pipelineable):
     """One rank's part of a global batch.
 
     Attributes:
-        features: keys of ``feature_names``, each with ``L`` values: the histories, ready for the tables.
+        features: keys of ``feature_names``, each with ``L`` values: the histories, ready for the tables. Its rows are runs of
+            ``IDS_PER_RUN`` ids, whatever the rows of the histories: the tables know ids only, and look up the ids of a row one by one.
         items: ``(L,)`` int64 item indices of the histories.
         layout: rows of the histories.
         targets: ``(S,)`` int64 item indices to predict.
@@ -94,7 +99,7 @@ class Collator:
     def __call__(self, histories: HistoryBatch) -> Batch:
         """Build the tensors of one step on the CPU."""
         items = torch.from_numpy(histories.items)
-        # a rank without rows gets one empty row: TorchRec cannot exchange a batch of stride 0
+        # a rank without rows gets one empty row
         offsets = _at_least_one_row(torch.from_numpy(histories.offsets))
         target_offsets = _at_least_one_row(torch.from_numpy(histories.target_offsets))
         user_rows = torch.from_numpy(histories.user_rows) if len(histories.user_rows) else torch.zeros(1, dtype=torch.int64)
@@ -104,7 +109,7 @@ class Collator:
         target_lengths = target_offsets.diff()
         token_keys = torch.from_numpy(histories.token_keys)
         return Batch(
-            features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=lengths.repeat(len(self.features))),
+            features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=_runs(items.numel()).repeat(len(values))),
             items=items,
             layout=JaggedLayout.from_lengths(lengths),
             targets=torch.from_numpy(histories.targets),
@@ -116,6 +121,14 @@ class Collator:
             num_global_targets=histories.global_num_targets,
             num_global_tokens=histories.global_num_tokens,
         )
+
+
+def _runs(num_ids: int) -> Tensor:
+    """Lengths of runs, int64; one at least, since TorchRec cannot exchange a batch of stride 0."""
+    full, rest = divmod(num_ids, IDS_PER_RUN)
+    lengths = torch.full((full + 1,), IDS_PER_RUN)
+    lengths[-1] = rest
+    return lengths
 
 
 def _at_least_one_row(offsets: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ FRONTEND_VERSION = _frontend_version()
 
 def has_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """True if ``cudnn_attention`` exists for such heads: a rule of versions, device, dtype and width, never a trial."""
-    return has_dense_cudnn_kernel(device, dtype, head_dim) and _frontend_fits(FRONTEND_VERSION, torch.backends.cudnn.version() or 0)
+    return has_dense_cudnn_kernel(device, dtype, head_dim) and _frontend_fits(FRONTEND_VERSION, _cudnn_version())
 
 
 def has_dense_cudnn_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -56,12 +56,13 @@ def _frontend_fits(frontend: tuple[int, ...], backend: int) -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cudnn_version() -> int:
+    return torch.backends.cudnn.version() or 0
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_cudnn(device: torch.device) -> bool:
-    return (
-        device.type == "cuda"
-        and (torch.backends.cudnn.version() or 0) >= MIN_BACKEND
-        and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
-    )
+    return device.type == "cuda" and _cudnn_version() >= MIN_BACKEND and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
 
 
 def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
 from gbla_rec.models.keyed_dropout import keyed_dropout
-from gbla_rec.models.layers import SwiGLU, initialized_linear
+from gbla_rec.models.layers import RMSNorm, SwiGLU, initialized_linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +48,17 @@ class SemanticIdDecoder(nn.Module):
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, std=0.5)
         self.level_embedding = nn.Parameter(0.5 * torch.randn(len(widths), model_dim))
-        self.self_norm = nn.RMSNorm(model_dim)
+        self.self_norm = RMSNorm(model_dim)
         self.self_projection = initialized_linear(model_dim, 3 * model_dim)
         self.self_output = initialized_linear(model_dim, model_dim, scale=0.5)
-        self.cross_norm = nn.RMSNorm(model_dim)
+        self.cross_norm = RMSNorm(model_dim)
         self.cross_query = initialized_linear(model_dim, model_dim)
         self.memory_projection = initialized_linear(model_dim, 2 * model_dim)
         self.cross_output = initialized_linear(model_dim, model_dim, scale=0.5)
-        self.ffn_norm = nn.RMSNorm(model_dim)
+        self.ffn_norm = RMSNorm(model_dim)
         ffn_dim = config.ffn_dim if config.ffn_dim is not None else 2 * model_dim
         self.ffn = SwiGLU(model_dim, ffn_dim, output_scale=0.5)
-        self.final_norm = nn.RMSNorm(model_dim)
+        self.final_norm = RMSNorm(model_dim)
         self.heads = nn.ModuleList(initialized_linear(model_dim, width, scale=0.5) for width in widths)
 
     def remember(self, memory: Tensor, layout: JaggedLayout) -> DecoderMemory:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.keyed_dropout import keyed_dropout
-from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention, SwiGLU
+from gbla_rec.models.layers import GatedBidirectionalLinearAttention, RMSNorm, SoftmaxAttention, SwiGLU
 from gbla_rec.models.step_parts import step_part
 
 __all__ = ["EncoderBlock", "EncoderConfig", "HybridEncoder", "recency_buckets"]
@@ -36,9 +36,9 @@ class EncoderBlock(nn.Module):
     def __init__(self, letter: str, config: EncoderConfig, index: int, backend: Backend) -> None:
         super().__init__()
         output_scale = (2 * len(config.layers)) ** -0.5
-        self.mixer_norm = nn.RMSNorm(config.model_dim)
+        self.mixer_norm = RMSNorm(config.model_dim)
         self.mixer = mixer_of(letter, config, output_scale, backend)
-        self.ffn_norm = nn.RMSNorm(config.model_dim)
+        self.ffn_norm = RMSNorm(config.model_dim)
         self.ffn = SwiGLU(config.model_dim, config.resolved_ffn_dim, output_scale=output_scale)
         self.dropout, self.index = config.dropout, index
         self.mixer_part = f"encoder.{letter}"
@@ -64,7 +64,7 @@ class HybridEncoder(nn.Module):
         self.recency = nn.Embedding(NUM_RECENCY_BUCKETS, config.model_dim)
         nn.init.normal_(self.recency.weight, std=0.1)
         self.blocks = nn.ModuleList(EncoderBlock(letter, config, i, backend) for i, letter in enumerate(config.layers))
-        self.final_norm = nn.RMSNorm(config.model_dim)
+        self.final_norm = RMSNorm(config.model_dim)
 
     def forward(self, values: Tensor, offsets: Tensor, *, layout: JaggedLayout | None = None, token_keys: Tensor | None = None) -> Tensor:
         """Encode each row.

@@ -10,6 +10,9 @@ from torch import Tensor
 _MULTIPLIERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 """SplitMix64's constants (Steele, Lea and Flood, OOPSLA 2014) as signed 64-bit integers."""
 
+_INVERSE = (pow(_MULTIPLIERS[2], -1, 1 << 64) + (1 << 63)) % (1 << 64) - (1 << 63)
+"""Of the last multiplier, modulo 2^64."""
+
 
 def mix64(x: Tensor) -> Tensor:
     """SplitMix64's output function on int64 tensors: a bijection whose output bits look random."""
@@ -40,7 +43,9 @@ def keyed_dropout(x: Tensor, token_keys: Tensor | None, probability: float, salt
     if token_keys is None or probability == 0:
         return x
     columns = torch.arange((x.shape[1] + 3) // 4, device=x.device)
-    bits = mix64(mix64(token_keys + wrap64(salt * _MULTIPLIERS[1]))[:, None] + columns * _MULTIPLIERS[2])
+    keys = mix64(token_keys + wrap64(salt * _MULTIPLIERS[1]))
+    # keys + columns * multiplier, with no product of columns alone: torch.compile takes an index for 32 bits
+    bits = mix64(((keys * _INVERSE)[:, None] + columns) * _MULTIPLIERS[2])
     # one hash serves four elements, 16 bits each, so the probability is met to 1 / 65536
     draws = bits.view(torch.int16)[:, : x.shape[1]]
     is_kept = draws >= round(probability * 2**16) - 2**15

@@ -22,6 +22,20 @@ def initialized_linear(in_dim: int, out_dim: int, *, scale: float = 1.0) -> nn.L
     return linear
 
 
+class RMSNorm(nn.RMSNorm):
+    """``x * rsqrt(mean(x^2) + eps) * weight`` over the last dimension, computed in fp32, in the dtype of ``x``.
+
+    Under autocast ``x`` is bf16 and the weight fp32: torch's fused kernel takes neither two dtypes, nor an ``eps`` that depends on one.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=torch.finfo(torch.float32).eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x (..., D)``."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class GatedBidirectionalLinearAttention(nn.Module):
     """Conv, one fused projection, gated linear attention, output projection (arXiv 2606.07317).
 

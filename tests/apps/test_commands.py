@@ -133,7 +133,7 @@ def logged(workspace: Path, name: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_diverged_run_stops_before_it_saves(tiny_workspace: Path) -> None:
     stopped = run("train", *TINY, "--name", "wild", "--optimizer.learning-rate", "1e30", "--training.log-every", "1000", ok=False)
-    assert "the loss is not finite at or before step 10, nothing was saved" in stopped.stderr
+    assert "is not finite" in stopped.stderr and "nothing was saved since" in " ".join(stopped.stderr.split())
     assert not list(tiny_workspace.glob("runs/wild/*/checkpoints/step_*"))
     assert "no run called 'wild' with a checkpoint" in run("evaluate", "--recipe", "wild", ok=False).stderr
 

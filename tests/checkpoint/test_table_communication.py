@@ -81,18 +81,11 @@ def training_losses(config: RunConfig, *, rounded: bool = False) -> list[float]:
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             return gradient.bfloat16().float()
 
-    class Rounded:
-        def __init__(self, jagged: Any) -> None:
-            self.jagged = jagged
-
-        def values(self) -> torch.Tensor:
-            return Rounding.apply(self.jagged.values())
-
     forward = history_input.HistoryInput.forward
     if rounded:
 
-        def rounded_forward(self: Any, embedded: Any, codes: torch.Tensor) -> torch.Tensor:
-            return forward(self, {name: Rounded(embedded[name]) for name in self.features}, codes)
+        def rounded_forward(self: Any, rows: list[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
+            return forward(self, [Rounding.apply(values) for values in rows], codes)
 
         history_input.HistoryInput.forward = rounded_forward  # type: ignore[method-assign, assignment]
     try:

@@ -9,7 +9,7 @@ import torch
 
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, PrepareConfig, SplitConfig, StreamConfig
-from gbla_rec.data.batch import Batch, Collator, feature_names
+from gbla_rec.data.batch import IDS_PER_RUN, Batch, Collator, feature_names
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
@@ -73,7 +73,7 @@ def test_features_are_the_hashed_items_and_their_context() -> None:
     batch = collate([[1, 2], [], [29]], [[0], [0], [0]])
     assert batch.features.keys() == ["item_hash_0", "item_hash_1", "context_kind"]
     assert batch.features["context_kind"].values().tolist() == [1, 0, 1]
-    assert batch.features["item_hash_0"].lengths().tolist() == [2, 0, 1]
+    assert batch.layout.row_lengths == [2, 0, 1]
     assert batch.code_layout.row_lengths == [3, 3, 3]
     assert len(set(batch.target_keys.tolist())) == 3
 
@@ -135,3 +135,15 @@ def test_changing_events_at_or_after_the_cut_leaves_the_memory_bit_identical(tmp
     assert first.layout.num_tokens == 80
     assert not np.array_equal(*targets)
     assert torch.equal(first.key_value, second.key_value)
+
+
+@pytest.mark.parametrize("lengths", [[0], [5], [16, 16], [0, 47, 1], [1, 64, 3]])
+def test_tables_see_all_ids_in_order_in_short_runs(lengths: list[int]) -> None:
+    rows = [[index % NUM_ITEMS for index in range(length)] for length in lengths]
+    batch = collate(rows, [[1] for _ in rows])
+    values = batch.features.values().view(len(batch.features.keys()), -1)
+    runs = batch.features.lengths().view(len(values), -1)
+    assert runs.shape[1] >= 1 and int(runs.max()) <= IDS_PER_RUN and bool((runs == runs[0]).all())
+    assert runs.sum(1).tolist() == [sum(lengths)] * len(values)
+    hashed = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS)).hash_rows
+    assert torch.equal(values[: len(hashed)], hashed[:, batch.items])

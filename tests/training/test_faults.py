@@ -72,10 +72,10 @@ def fill_the_disk(rank: int, config: RunConfig) -> None:
 
     log = RunLog.training
 
-    def log_to_a_full_disk(self: Any, step: int, **values: Any) -> None:
+    def log_to_a_full_disk(self: Any, step: int, *rates: Any, **values: Any) -> None:
         if self.enabled and step == 3:
             self._lines = open("/dev/full", "a", buffering=1)
-        log(self, step, **values)
+        log(self, step, *rates, **values)
 
     RunLog.training = log_to_a_full_disk  # type: ignore[method-assign]
     command(config)
