@@ -31,7 +31,7 @@ from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, Model
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.models.autocast import autocast
 from gbla_rec.training.dense_optimizer import DenseOptimizer
-from gbla_rec.training.model_flops import BatchSizes, peak_flops, training_flops
+from gbla_rec.training.model_flops import batch_sizes, peak_flops, training_flops
 from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
@@ -136,7 +136,7 @@ def notes(sizes: Sizes, plan: str) -> str:
         f"Histories of one length, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {WARM_STEPS} warm "
         f"steps, then the mean of {sizes.steps}. Parts and time outside kernels: {PROFILED_STEPS} more steps under torch.profiler; "
         "outside = 1 - time with a kernel or copy running / step time without the profiler. MFU counts products only "
-        f"(gbla_rec/training/model_flops.py).\n\n```\n{plan}\n```"
+        f"(gbla_rec/config/multiply_adds.py).\n\n```\n{plan}\n```"
     )
 
 
@@ -250,7 +250,7 @@ class TrainingStep:
             return read_trace(path)
 
     def _rows(self, batch: Batch, seconds: float, waited: float, events: list[dict[str, Any]]) -> dict[str, Any]:
-        sizes = BatchSizes.of(batch.layout, batch.code_layout, batch.targets.numel(), self.config.encoder.window)
+        sizes = batch_sizes(batch.layout, batch.code_layout, batch.targets.numel(), self.config.encoder.window)
         flops, peak = training_flops(self.config, self.sizes.widths, sizes), peak_flops(self.device)
         is_cuda = self.device.type == "cuda"
         busy = busy_seconds(events) / PROFILED_STEPS

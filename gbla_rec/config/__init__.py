@@ -26,7 +26,9 @@ from gbla_rec.config.model import Kernels as Kernels
 from gbla_rec.config.model import ModelConfig as ModelConfig
 from gbla_rec.config.model import Placement as Placement
 from gbla_rec.config.model import Sharding as Sharding
+from gbla_rec.config.multiply_adds import BatchSizes as BatchSizes
 from gbla_rec.config.multiply_adds import MultiplyAdds as MultiplyAdds
+from gbla_rec.config.multiply_adds import forward_multiply_adds as forward_multiply_adds
 from gbla_rec.config.multiply_adds import multiply_adds as multiply_adds
 from gbla_rec.config.multiply_adds import with_sample_costs as with_sample_costs
 from gbla_rec.config.run import RunConfig as RunConfig

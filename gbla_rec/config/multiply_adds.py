@@ -1,6 +1,9 @@
-"""What a sample costs a model, counted in multiply-adds of a forward pass: the shares by which ranks divide a batch."""
+"""What a model multiplies in a forward pass, counted from its config: the costs by which ranks share a batch, and the FLOPs behind MFU.
 
-# T tokens of a history, S targets of a sample, D model width, H heads, C code levels (docs/shapes.md)
+Only matrix products count: table look-ups, norms, activations, softmax, the convolution's 4 taps and padding are left out.
+"""
+
+# L tokens, T tokens of a history, S targets, D model width, H heads, K head width, C code levels (docs/shapes.md)
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,6 +16,69 @@ from gbla_rec.config.data import StreamConfig
 from gbla_rec.config.model import EncoderConfig, ModelConfig
 
 CountT = TypeVar("CountT", float, NDArray[np.float64])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchSizes:
+    """What the products of a batch depend on, all of them linearly.
+
+    Attributes:
+        tokens: ``L``.
+        pairs: pairs of tokens of one row, ``sum T^2``.
+        window_pairs: pairs that a windowed layer sees.
+        targets: ``S``.
+        memory_pairs: pairs of a code position and a memory token of its row.
+    """
+
+    tokens: int = 0
+    pairs: int = 0
+    window_pairs: int = 0
+    targets: int = 0
+    memory_pairs: int = 0
+
+
+def forward_multiply_adds(model: ModelConfig, widths: tuple[int, ...], sizes: BatchSizes) -> dict[str, int]:
+    """Multiply-adds of a forward pass by part: ``input``, ``S``, ``G``, ``W`` (mixing layers), ``ffn``, ``decoder``.
+
+    Args:
+        model: tables, encoder, decoder.
+        widths: codes of each level, ``C`` entries.
+        sizes: of the batch.
+    """
+    encoder, embedding = model.encoder, model.embedding
+    num_features = embedding.num_hashes + len(embedding.context_features)
+    input_dim = num_features * embedding.dim + len(widths) * embedding.semantic_code_dim
+    counts = {"input": sizes.tokens * input_dim * encoder.model_dim}
+    for letter in sorted(set(encoder.layers)):
+        counts[letter] = encoder.layers.count(letter) * _mixer(letter, encoder, sizes)
+    counts["ffn"] = len(encoder.layers) * sizes.tokens * 3 * encoder.model_dim * encoder.resolved_ffn_dim
+    counts["decoder"] = _decoder(model, widths, sizes)
+    return counts
+
+
+def _mixer(letter: str, encoder: EncoderConfig, sizes: BatchSizes) -> int:
+    """Multiply-adds of one mixing layer."""
+    tokens, dim = sizes.tokens, encoder.model_dim
+    # scores q k^T, then their product with v; a causal mask leaves half of the pairs
+    each_pair = dim if encoder.direction == "causal" else 2 * dim
+    if letter != "G":
+        return tokens * 4 * dim**2 + each_pair * (sizes.window_pairs if letter == "W" else sizes.pairs)
+    columns = (4 if encoder.output_gate else 3) * dim + (encoder.num_heads if encoder.key_gate else 0)
+    projections = tokens * dim * (columns + dim)
+    if encoder.direction == "causal":
+        return projections + each_pair * sizes.pairs
+    # the state k v^T, then q S and q n
+    return projections + tokens * dim * (2 * (dim // encoder.num_heads) + 1)
+
+
+def _decoder(model: ModelConfig, widths: tuple[int, ...], sizes: BatchSizes) -> int:
+    """Multiply-adds of the decoder, its heads and the projection of the memory to keys and values."""
+    dim, positions = model.encoder.model_dim, sizes.targets * len(widths)
+    ffn_dim = model.decoder.ffn_dim if model.decoder.ffn_dim is not None else 2 * dim
+    # self-attention's projections (4), cross-attention's query and output (2), SwiGLU (3)
+    dense = positions * dim * (6 * dim + 3 * ffn_dim)
+    attention = 2 * dim * (positions * len(widths) + sizes.memory_pairs)
+    return dense + attention + sizes.tokens * 2 * dim**2 + sizes.targets * dim * sum(widths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,45 +96,26 @@ class MultiplyAdds:
 
 
 def multiply_adds(model: ModelConfig, widths: tuple[int, ...], max_history_length: int) -> MultiplyAdds:
-    """Count the matrix products of encoder and decoder; table look-ups, norms, activations and padding are left out.
+    """The cost of a sample.
 
     Args:
         model: the model.
         widths: codes of each level, ``C`` entries.
-        max_history_length: histories are at most this long; a window that always sees all of them counts by pairs.
+        max_history_length: histories are at most this long; a window that always sees all of them counts by pairs, another one
+            by events, each of which sees the whole window.
     """
-    encoder, dim, num_levels = model.encoder, model.encoder.model_dim, len(widths)
-    layers = [_layer(letter, encoder, max_history_length) for letter in encoder.layers]
-    code_width = num_levels * model.embedding.semantic_code_dim
-    tables_width = (model.embedding.num_hashes + len(model.embedding.context_features)) * model.embedding.dim
-    decoder_ffn = model.decoder.ffn_dim if model.decoder.ffn_dim is not None else 2 * dim
-    # self-attention 4 D^2, its pairs of codes, cross-attention's query and output 2 D^2, SwiGLU
-    code = 6 * dim**2 + 2 * dim * num_levels + 3 * dim * decoder_ffn
+
+    def each(**one: int) -> int:
+        return sum(forward_multiply_adds(model, widths, BatchSizes(**one)).values())
+
+    window, window_pair = model.encoder.window, each(window_pairs=1)
+    sees_all = window + 1 >= max_history_length
     return MultiplyAdds(
-        event=(tables_width + code_width) * dim + sum(event for event, _ in layers) + 2 * dim**2,
-        pair=sum(pair for _, pair in layers),
-        target=num_levels * code + dim * sum(widths),
-        target_event=2 * dim * num_levels,
+        event=each(tokens=1) + (0 if sees_all else (2 * window + 1) * window_pair),
+        pair=each(pairs=1) + (window_pair if sees_all else 0),
+        target=each(targets=1),
+        target_event=len(widths) * each(memory_pairs=1),
     )
-
-
-def _layer(letter: str, encoder: EncoderConfig, max_history_length: int) -> tuple[float, float]:
-    """Multiply-adds of an encoder layer per event and per pair of events."""
-    dim, ffn = encoder.model_dim, 3 * encoder.model_dim * encoder.resolved_ffn_dim
-    # scores and weighted sum: 2 D a pair, of which a causal mask leaves half
-    all_pairs = dim if encoder.direction == "causal" else 2 * dim
-    if letter == "G":
-        columns = 3 * dim + (dim if encoder.output_gate else 0) + (encoder.num_heads if encoder.key_gate else 0)
-        projections = columns * dim + dim**2
-        conv = dim * encoder.conv_width if encoder.conv else 0
-        if encoder.direction == "causal":
-            return ffn + projections + conv, all_pairs
-        # the state (K, V) of each head is written and read once an event, and so is the normaliser (K,)
-        return ffn + projections + conv + 2 * dim * (dim // encoder.num_heads + 1), 0.0
-    event = ffn + 4 * dim**2
-    if letter == "W" and encoder.window + 1 < max_history_length:
-        return event + all_pairs * (2 * encoder.window + 1), 0.0
-    return event, all_pairs
 
 
 def with_sample_costs(stream: StreamConfig, model: ModelConfig, widths: tuple[int, ...]) -> StreamConfig:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gbla_rec.config import ModelConfig
 from gbla_rec.data.batch import Batch
-from gbla_rec.training.model_flops import BatchSizes, peak_flops, training_flops
+from gbla_rec.training.model_flops import batch_sizes, peak_flops, training_flops
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class StepWindow:
         self.targets += micro_batches[0].num_global_targets
         self.tokens += micro_batches[0].num_global_tokens
         for batch in micro_batches:
-            sizes = BatchSizes.of(batch.layout, batch.code_layout, batch.targets.numel(), model.encoder.window)
+            sizes = batch_sizes(batch.layout, batch.code_layout, batch.targets.numel(), model.encoder.window)
             self.flops += training_flops(model, widths, sizes)
 
     def rates(self, seconds_waited: float) -> Rates:

@@ -10,11 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import (
+    BatchSizes,
     DecoderConfig,
+    Direction,
     EmbeddingConfig,
     EncoderConfig,
     ModelConfig,
     StreamConfig,
+    forward_multiply_adds,
     multiply_adds,
     with_sample_costs,
 )
@@ -45,15 +48,14 @@ def measured(config: ModelConfig, num_events: int, num_targets: int) -> float:
     return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize("pattern", ["S", "G", "SGG"])
-@pytest.mark.parametrize("output_gate", [True, False])
+@pytest.mark.parametrize(("pattern", "output_gate"), [("S", True), ("G", False), ("SGG", True)])
 def test_multiply_adds_are_those_that_torch_counts(pattern: str, output_gate: bool) -> None:
     # 64 heads: no column of the fused projection is padding
     encoder = EncoderConfig(model_dim=128, num_heads=64, pattern=pattern, ffn_dim=192, conv=False, output_gate=output_gate)
     embedding = EmbeddingConfig(dim=24, semantic_code_dim=8)
     config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96))
     counted = multiply_adds(config, WIDTHS, 1_000)
-    for num_events, num_targets in ((1, 1), (300, 1), (37, 8), (500, 32)):
+    for num_events, num_targets in ((1, 1), (300, 1), (37, 8)):
         assert counted.of(num_events, num_targets) == pytest.approx(measured(config, num_events, num_targets), rel=0.01)
 
 
@@ -63,6 +65,24 @@ def test_a_window_costs_by_events_unless_it_sees_every_history_whole() -> None:
     assert long.pair == 0 and short.pair == 2 * 64
     # at a length far above the window the count is that of the pairs in it
     assert long.event - short.event == 2 * 64 * 201
+
+
+@pytest.mark.parametrize("pattern", ["S", "G", "SGW"])
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_the_cost_of_a_sample_is_the_count_of_a_batch_that_holds_it(pattern: str, direction: Direction) -> None:
+    config = ModelConfig(encoder=EncoderConfig(model_dim=64, pattern=pattern, direction=direction, window=1_000))
+    codes = len(WIDTHS) * 3
+    sizes = BatchSizes(tokens=500, pairs=500**2, window_pairs=500**2, targets=3, memory_pairs=codes * 500)
+    counts = forward_multiply_adds(config, WIDTHS, sizes)
+    assert multiply_adds(config, WIDTHS, 1_000).of(500, 3) == sum(counts.values())
+    # a causal layer computes scores of half of the pairs, linear attention too
+    by_pairs = {letter: counts[letter] - _without_pairs(config, sizes)[letter] for letter in config.encoder.layers}
+    each = {"bidirectional": {"S": 2, "W": 2, "G": 0}, "causal": {"S": 1, "W": 1, "G": 1}}[direction]
+    assert by_pairs == {letter: each[letter] * 64 * 500**2 for letter in config.encoder.layers}
+
+
+def _without_pairs(config: ModelConfig, sizes: BatchSizes) -> dict[str, int]:
+    return forward_multiply_adds(config, WIDTHS, dataclasses.replace(sizes, pairs=0, window_pairs=0))
 
 
 def test_stated_costs_stay_and_others_follow_the_pattern() -> None:
