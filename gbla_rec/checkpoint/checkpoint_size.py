@@ -15,10 +15,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from gbla_rec.checkpoint.shard_size import FLOAT_BYTES, moment_bytes, row_bytes
 from gbla_rec.checkpoint.table_plan import TablePlan
 
-FLOAT_BYTES = 4
-"""Tables, moments and dense weights are saved in fp32."""
 DENSE_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each dense parameter."""
 
@@ -56,8 +55,8 @@ def checkpoint_size(plan: TablePlan, dense_shapes: Mapping[str, torch.Size]) -> 
     for option in plan.options:
         for shard in option.shards:
             assert shard.rank is not None
-            rows[shard.rank] += shard.size[0] * shard.size[1] * FLOAT_BYTES
-            moments[shard.rank] += shard.size[0] * FLOAT_BYTES
+            rows[shard.rank] += row_bytes(*shard.size)
+            moments[shard.rank] += moment_bytes(shard.size[0])
     # a step count is one number
     dense = sum(shape.numel() * FLOAT_BYTES * 3 + FLOAT_BYTES for shape in dense_shapes.values())
     return CheckpointSize(

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.planner import Topology
 
+from gbla_rec.checkpoint.host_memory import total_host_bytes
 from gbla_rec.config.rules import require, require_choice, require_positive
 
 DeviceType = Literal["cpu", "cuda"]
@@ -40,7 +41,7 @@ class Cluster:
             world_size=dist.get_world_size(),
             ranks_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
             device_memory=torch.cuda.get_device_properties(device).total_memory if is_cuda else 0,
-            host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            host_memory=total_host_bytes(),
         )
 
     @property

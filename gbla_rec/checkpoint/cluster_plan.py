@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from gbla_kernels import Backend
-from gbla_rec.checkpoint.checkpoint_size import FLOAT_BYTES, CheckpointSize, checkpoint_size
+from gbla_rec.checkpoint.checkpoint_size import CheckpointSize, checkpoint_size
 from gbla_rec.checkpoint.cluster import Cluster
 from gbla_rec.checkpoint.plan_search import PlanRequest
+from gbla_rec.checkpoint.shard_size import FLOAT_BYTES
 from gbla_rec.checkpoint.sharding import planned_tables
 from gbla_rec.checkpoint.table_communication import ELEMENT_BYTES, ID_BYTES
 from gbla_rec.checkpoint.table_plan import RankMemory, TablePlan, plan_tables, rank_memories
-from gbla_rec.config import RunConfig, format_bytes
+from gbla_rec.config import RunConfig, exact_bytes, format_bytes
 from gbla_rec.data.batch import feature_names
 from gbla_rec.models.retriever import HistoryModel
 
@@ -184,8 +185,8 @@ def _require_room(name: str, needed: int, reserved: int, reserve: float, item_co
         codes = f", {format_bytes(item_codes)} of it semantic IDs of the items" if item_codes else ""
         raise ValueError(
             f"the part of the model that every rank holds does not fit: it needs {format_bytes(needed)} of {name} a rank{codes}, and the "
-            f"reserve of {reserve:.0%} is {format_bytes(reserved)}: short by {format_bytes(needed - reserved)} "
-            f"({needed - reserved:,} bytes); give a higher --model.embedding.memory-reserve, fewer items, or ranks with more memory"
+            f"reserve of {reserve:.0%} is {format_bytes(reserved)}: short by "
+            f"{exact_bytes(needed - reserved)}; give a higher --model.embedding.memory-reserve, fewer items, or ranks with more memory"
         )
 
 

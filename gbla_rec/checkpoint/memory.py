@@ -4,7 +4,6 @@ import math
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,13 +11,15 @@ from torch import nn
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
 from torchrec.distributed.types import ShardingPlan
 
-GIB = 2**30
-BYTES_PER_ELEMENT = 4
-"""Tables and the moments of their optimiser are fp32."""
+from gbla_rec.checkpoint.host_memory import available_host_bytes
+from gbla_rec.checkpoint.shard_size import moment_bytes, row_bytes
+from gbla_rec.config import exact_bytes
+
+SMALLER_DENSE = "use a smaller dense part: --model.encoder.model-dim"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankMemory:
+class MemoryBalance:
     """What one rank needs beyond what it holds, and what there is; bytes. Ranks of one host share its ``host_available``."""
 
     host: str
@@ -46,14 +47,14 @@ def require_memory(plan: ShardingPlan, dense: nn.Module, device: torch.device) -
     dense_bytes = sum(parameter.numel() * parameter.element_size() for parameter in dense.parameters())
     on_device, on_host = shard_bytes(plan, dist.get_rank(), device.type)
     is_cuda = device.type == "cuda"
-    own = RankMemory(
+    own = MemoryBalance(
         host=socket.gethostname(),
         device_needed=on_device + dense_bytes if is_cuda else 0,
         device_available=torch.cuda.mem_get_info(device)[0] if is_cuda else None,
         host_needed=on_host if is_cuda else on_host + dense_bytes,
         host_available=available_host_bytes(),
     )
-    ranks: list[RankMemory] = [own] * dist.get_world_size()
+    ranks: list[MemoryBalance] = [own] * dist.get_world_size()
     dist.all_gather_object(ranks, own)
     if obstacle := find_obstacle(ranks, dense_bytes):
         raise ValueError(obstacle)
@@ -73,8 +74,8 @@ def require_host_memory(needed: int, purpose: str) -> None:
         if together > available:
             count = sum(name == host for name, _, _ in ranks)
             raise ValueError(
-                f"rank {rank} needs {_size(ranks[rank][1])} of host memory {purpose}, and has {_size(available // count)} "
-                f"({_size(available)} available to the {count} rank(s) of host {host}); start fewer ranks on a host, on more hosts"
+                f"rank {rank} needs {exact_bytes(ranks[rank][1])} of host memory {purpose}, and has {exact_bytes(available // count)} "
+                f"({exact_bytes(available)} available to the {count} rank(s) of host {host}); start fewer ranks on a host, on more hosts"
             )
 
 
@@ -83,7 +84,7 @@ def shard_bytes(plan: ShardingPlan, rank: int, device_type: str) -> tuple[int, i
     on_device = on_host = 0
     for kernel, owner, rows, columns in _shards(plan):
         if owner == rank:
-            size = BYTES_PER_ELEMENT * rows * (columns + 1)
+            size = row_bytes(rows, columns) + moment_bytes(rows)
             if device_type == "cuda" and "uvm" not in kernel:
                 on_device += size
             else:
@@ -103,21 +104,21 @@ def _shards(plan: ShardingPlan) -> Iterator[tuple[str, int, int, int]]:
                 yield sharding.compute_kernel, owner, rows, columns
 
 
-def find_obstacle(ranks: list[RankMemory], dense_bytes: int) -> str | None:
+def find_obstacle(ranks: list[MemoryBalance], dense_bytes: int) -> str | None:
     """The first rank that does not fit, in words, with its cure; None if all fit."""
     for rank, own in enumerate(ranks):
         if own.device_available is not None and own.device_needed > own.device_available:
             total = sum(other.device_needed - dense_bytes for other in ranks)
             enough = _enough(total, own.device_available - dense_bytes)
-            cure = "use a smaller model" if enough is None else f"start at least {enough} ranks, a GPU of this size each"
-            return _obstacle(rank, own.device_needed, own.device_available, "GPU memory", "", cure, enough, len(ranks))
+            cure = SMALLER_DENSE if enough is None else f"start at least {enough} ranks, a GPU of this size each"
+            return _obstacle(rank, own.device_needed, own.device_available, "device memory", "", cure, enough, len(ranks))
         neighbours = [other for other in ranks if other.host == own.host]
         if sum(other.host_needed for other in neighbours) > own.host_available:
             replicated = 0 if own.device_available is not None else dense_bytes
             total = sum(other.host_needed - replicated for other in ranks)
             enough = _enough(total, own.host_available - replicated)
-            cure = "use a smaller model" if enough is None else f"start ranks on at least {enough} hosts with as much memory"
-            share = f" ({_size(own.host_available)} available to the {len(neighbours)} rank(s) of host {own.host})"
+            cure = SMALLER_DENSE if enough is None else f"start ranks on at least {enough} hosts with as much memory"
+            share = f" ({exact_bytes(own.host_available)} available to the {len(neighbours)} rank(s) of host {own.host})"
             hosts = len({other.host for other in ranks})
             return _obstacle(rank, own.host_needed, own.host_available // len(neighbours), "host memory", share, cure, enough, hosts)
     return None
@@ -125,63 +126,15 @@ def find_obstacle(ranks: list[RankMemory], dense_bytes: int) -> str | None:
 
 def _obstacle(rank: int, needed: int, available: int, kind: str, share: str, cure: str, enough: int | None, present: int) -> str:
     if enough is not None and enough <= present:
-        cure = "let --model.embedding.sharding row_wise cut every table into equal parts (the tables would fit together)"
+        cure = (
+            "cut every table into equal parts, which would fit: --model.embedding.sharding row_wise (for a trained run, in its config.json)"
+        )
     return (
-        f"the model does not fit: rank {rank} needs {_size(needed)} of {kind} for its part of the tables, their optimiser and the "
-        f"dense part, and has {_size(available)}{share}, before activations; {cure}"
+        f"the model does not fit: rank {rank} needs {exact_bytes(needed)} of {kind} for its part of the tables, their optimiser and the "
+        f"dense part, and has {exact_bytes(available)}{share}, before activations; {cure}"
     )
 
 
 def _enough(total: int, room: int) -> int | None:
     """How many rooms hold ``total`` bytes in equal parts; None if a room has no place for any."""
     return math.ceil(total / room) if room > 0 else None
-
-
-def _size(number: int) -> str:
-    return f"{number / GIB:.2f} GiB ({number:,} bytes)"
-
-
-def available_host_bytes(root: Path = Path("/")) -> int:
-    """Bytes that this process can still use: what the kernel calls available, or less where a control group limits it.
-
-    Args:
-        root: of the file system that has ``proc`` and ``sys``.
-    """
-    free = [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemAvailable:")]
-    free += [left for limits in _control_groups(root) if (left := _left_in_group(*limits)) is not None]
-    if not free:
-        raise OSError(f"{root / 'proc/meminfo'} has no MemAvailable: the memory of this machine is unknown")
-    return max(min(free), 0)
-
-
-def _control_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """Directory, limit file and usage file of the groups that may limit this process, version 1 and 2."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        is_first_version = "memory" in controllers.split(",")
-        if not is_first_version and controllers:
-            continue
-        base = root / "sys/fs/cgroup" / ("memory" if is_first_version else "")
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_first_version else ("memory.max", "memory.current")
-        group = base / path.strip().lstrip("/")
-        # inside a container the path may name a directory of the host, which is not there
-        for directory in dict.fromkeys([group, *(parent for parent in group.parents if parent.is_relative_to(base)), base]):
-            yield directory, *names
-
-
-def _left_in_group(directory: Path, limit_name: str, usage_name: str) -> int | None:
-    limit, usage = _lines(directory / limit_name), _lines(directory / usage_name)
-    if not limit or not usage or not limit[0].strip().isdecimal():
-        return None
-    # the page cache counts as used, and is given up when needed
-    cache = [
-        int(line.split()[1]) for line in _lines(directory / "memory.stat") if line.startswith(("inactive_file ", "total_inactive_file "))
-    ]
-    return int(limit[0]) - int(usage[0]) + max(cache, default=0)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

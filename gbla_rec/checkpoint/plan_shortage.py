@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torchrec.distributed.planner.types import ShardingOption, Storage
 
 from gbla_rec.checkpoint.plan_search import PlanRequest, search_plan
-from gbla_rec.config import Placement, Sharding, format_bytes
+from gbla_rec.config import Placement, Sharding, exact_bytes, format_bytes
 
 UNLIMITED = 1 << 60
 """Bytes; a search with so much memory shows what is needed."""
@@ -109,7 +109,7 @@ def _describe(need: Need, reserve: float) -> str:
         ("host memory", need.used.ddr, need.free.ddr, need.short.ddr),
     ):
         if used:
-            verdict = f"short by {format_bytes(short)} ({short:,} bytes)" if short else "enough"
+            verdict = f"short by {exact_bytes(short)}" if short else "enough"
             parts.append(f"{format_bytes(used)} of {name} needed, {format_bytes(free)} free beside a reserve of {reserve:.0%}: {verdict}")
     return f"placement {need.placement}, {need.sharding}: {'; '.join(parts)}"
 

@@ -3,6 +3,7 @@
 A run is a function in ``gbla_rec/recipes.py`` that returns a ``RunConfig``; the command line overrides single fields.
 """
 
+from gbla_rec.config.byte_size import exact_bytes as exact_bytes
 from gbla_rec.config.byte_size import format_bytes as format_bytes
 from gbla_rec.config.byte_size import parse_bytes as parse_bytes
 from gbla_rec.config.data import PrepareConfig as PrepareConfig

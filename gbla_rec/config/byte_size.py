@@ -22,6 +22,11 @@ def parse_bytes(text: str, argument: str) -> int:
     return size
 
 
+def exact_bytes(size: int) -> str:
+    """``size`` for errors, readable and to the byte: ``1.72 GB (1,715,470,336 bytes)``."""
+    return f"{format_bytes(size)} ({size:,} bytes)"
+
+
 def format_bytes(size: float) -> str:
     """``size`` in the largest decimal unit that leaves at least 1, three digits: ``79.9 GB``."""
     unit = max((unit for unit in UNITS if "i" not in unit and UNITS[unit] <= max(abs(size), 1)), key=UNITS.__getitem__)

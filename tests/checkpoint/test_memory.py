@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gbla_rec.checkpoint.memory import RankMemory, available_host_bytes, find_obstacle
+from gbla_rec.checkpoint.host_memory import available_host_bytes, total_host_bytes
+from gbla_rec.checkpoint.memory import MemoryBalance, find_obstacle
 from gbla_rec.config import RunConfig
 
 MIB = 2**20
@@ -26,12 +27,13 @@ MEMINFO = "MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:    8000 kB\n"
 
 
 def test_available_memory_is_what_the_kernel_says_or_a_group_allows(tmp_path: Path) -> None:
-    assert available_host_bytes(files(tmp_path, proc__meminfo=MEMINFO)) == 8000 * 1024
+    machine = files(tmp_path, proc__meminfo=MEMINFO)
+    assert (available_host_bytes(machine), total_host_bytes(machine)) == (8000 * 1024, 9000 * 1024)
     second = files(tmp_path, proc__self__cgroup="0::/job/step\n")
     files(second, **{"sys__fs__cgroup__job__memory_dot_max": "5000000\n", "sys__fs__cgroup__job__memory_dot_current": "3000000\n"})
     files(second, **{"sys__fs__cgroup__job__step__memory_dot_max": "max\n", "sys__fs__cgroup__job__step__memory_dot_current": "9\n"})
     # the parent's limit counts
-    assert available_host_bytes(second) == 2_000_000
+    assert (available_host_bytes(second), total_host_bytes(second)) == (2_000_000, 5_000_000)
     # a file cache is given up when memory is needed
     files(second, **{"sys__fs__cgroup__job__memory_dot_stat": "active_file 7\ninactive_file 1500000\n"})
     assert available_host_bytes(second) == 3_500_000
@@ -42,15 +44,15 @@ def test_available_memory_is_what_the_kernel_says_or_a_group_allows(tmp_path: Pa
     assert available_host_bytes(first) == 1000
     with pytest.raises(OSError, match="has no MemAvailable"):
         available_host_bytes(tmp_path / "empty")
-    assert 0 < available_host_bytes() < 2**50
+    assert 0 < available_host_bytes() < total_host_bytes() < 2**50
 
 
-def on_gpu(needed: int, available: int) -> RankMemory:
-    return RankMemory(host="a", device_needed=needed, device_available=available, host_needed=0, host_available=MIB)
+def on_gpu(needed: int, available: int) -> MemoryBalance:
+    return MemoryBalance(host="a", device_needed=needed, device_available=available, host_needed=0, host_available=MIB)
 
 
-def on_cpu(host: str, needed: int, available: int) -> RankMemory:
-    return RankMemory(host=host, device_needed=0, device_available=None, host_needed=needed, host_available=available)
+def on_cpu(host: str, needed: int, available: int) -> MemoryBalance:
+    return MemoryBalance(host=host, device_needed=0, device_available=None, host_needed=needed, host_available=available)
 
 
 def test_ranks_of_one_host_share_its_memory_and_gpus_do_not() -> None:
@@ -58,21 +60,21 @@ def test_ranks_of_one_host_share_its_memory_and_gpus_do_not() -> None:
     assert find_obstacle([on_cpu("a", 100, 200), on_cpu("a", 100, 200)], 0) is None
     assert find_obstacle([on_cpu("a", 150, 200), on_cpu("b", 150, 200)], 0) is None
     message = find_obstacle([on_cpu("a", 100, 199), on_cpu("a", 100, 199)], 0)
-    assert message is not None and "rank 0 needs 0.00 GiB (100 bytes) of host memory" in message and "has 0.00 GiB (99 bytes)" in message
+    assert message is not None and "rank 0 needs 100 B (100 bytes) of host memory" in message and "has 99 B (99 bytes)" in message
     assert "(199 bytes) available to the 2 rank(s) of host a" in message and "start ranks on at least 2 hosts" in message
 
 
 def test_the_number_of_ranks_that_would_do_is_stated() -> None:
     # 3 GiB of tables in two parts, 100 MiB of dense part on each GPU of 1 GiB: 924 MiB are left for tables
     message = find_obstacle([on_gpu(1636 * MIB, 1024 * MIB)] * 2, 100 * MIB)
-    assert message is not None and "rank 0 needs 1.60 GiB (1,715,470,336 bytes) of GPU memory" in message
-    assert "and has 1.00 GiB (1,073,741,824 bytes)" in message
+    assert message is not None and "rank 0 needs 1.72 GB (1,715,470,336 bytes) of device memory" in message
+    assert "and has 1.07 GB (1,073,741,824 bytes)" in message
     assert "start at least 4 ranks, a GPU of this size each" in message
     # together there is room, but one rank has the whole table
     message = find_obstacle([on_gpu(10, 1000), on_gpu(1010, 1000)], 10)
     assert message is not None and message.startswith("the model does not fit: rank 1 ") and "sharding row_wise" in message
     message = find_obstacle([on_gpu(2000, 1000)], 1500)
-    assert message is not None and message.endswith("use a smaller model")
+    assert message is not None and message.endswith("use a smaller dense part: --model.encoder.model-dim")
 
 
 def train_and_open_with_less(rank: int, world_size: int, config: RunConfig) -> dict[str, str]:
@@ -116,7 +118,7 @@ def test_evaluation_and_recommendation_state_the_bytes_before_they_allocate(run_
     assert first == second
     for name in ("evaluate", "recommend"):
         match = re.search(
-            r"rank 1 needs \S+ GiB \((\S+) bytes\) of host memory .* and has \S+ GiB \(2,097,152 bytes\) .*hosts with as much", first[name]
+            r"rank 1 needs \S+ MB \((\S+) bytes\) of host memory .* and has \S+ MB \(2,097,152 bytes\) .*hosts with as much", first[name]
         )
         assert match, first[name]
         needed = int(match[1].replace(",", ""))

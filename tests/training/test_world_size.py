@@ -95,21 +95,20 @@ def test_two_ranks_see_the_curve_of_one(run_ranks: Any, tiny_run: Any) -> None:
 
 
 @pytest.mark.usefixtures("tiny_workspace")
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 1), (1, 2)])
-def test_resumed_run_sees_the_curve_of_an_undisturbed_one(run_ranks: Any, tiny_run: Any, before: int, after: int) -> None:
+def test_resumed_run_sees_the_curve_of_an_undisturbed_one(run_ranks: Any, tiny_run: Any) -> None:
     config = tiny_run()
     whole = run_ranks(train_and_read, 1, config)[0]
-    stopped = run_ranks(train_and_stop, before, config, 4)[0]
-    resumed = run_ranks(train_and_read, after, config, True)[0]
-    assert resumed["run_dir"] == stopped != whole["run_dir"]
-    # the stopped run logged steps 1 to 4 before it stopped after saving step 4, the resumed one goes on in the same file
-    tolerance = 1e-12 if before == after == 1 else TOLERANCE
-    assert resumed["losses"] == pytest.approx(whole["losses"], rel=tolerance)
-    assert resumed["nll"] == pytest.approx(whole["nll"], rel=tolerance)
+    for before, after, tolerance in ((1, 1, 1e-12), (2, 1, TOLERANCE), (1, 2, TOLERANCE)):
+        stopped = run_ranks(train_and_stop, before, config, 4)[0]
+        resumed = run_ranks(train_and_read, after, config, True)[0]
+        assert resumed["run_dir"] == stopped != whole["run_dir"]
+        # the stopped run logged steps 1 to 4 before it stopped after saving step 4, the resumed one goes on in the same file
+        assert resumed["losses"] == pytest.approx(whole["losses"], rel=tolerance), (before, after)
+        assert resumed["nll"] == pytest.approx(whole["nll"], rel=tolerance), (before, after)
 
 
 @pytest.mark.usefixtures("tiny_workspace")
-@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "auto", "column_wise"])
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise", "column_wise"])
 def test_a_run_saved_on_two_ranks_goes_on_exactly_on_four(run_ranks: Any, tiny_run: Any, sharding: str) -> None:
     # a fourth rank has no table of its own where tables are whole, and two column shards of each table need 256 columns
     config = with_sharding(tiny_run(), sharding, dim=256 if sharding == "column_wise" else 8)
@@ -121,7 +120,7 @@ def test_a_run_saved_on_two_ranks_goes_on_exactly_on_four(run_ranks: Any, tiny_r
     assert resumed[0]["losses"] == pytest.approx(whole["losses"], rel=TOLERANCE)
     assert resumed[0]["nll"] == pytest.approx(whole["nll"], rel=TOLERANCE)
     plan = (Path(resumed[0]["run_dir"]) / "plan.txt").read_text()
-    assert sharding in plan or sharding == "auto"
+    assert sharding in plan
     assert sharding != "column_wise" or "64 x 128 on rank:0/cpu, 64 x 128 on rank:1/cpu" in plan
     # steps 5 and 6: the keys, of which the masks are a function, are those of the undisturbed run
     together = [sorted(itertools.chain(*step)) for step in zip(*(rank["keys"] for rank in resumed), strict=True)]
