@@ -14,8 +14,6 @@ from plain_attention import gated_norm, phi
 from row_lengths import Case
 from torch import Tensor
 
-PACKAGE = "flash_bla"
-
 
 def bare(case: Case, offsets: Tensor) -> Callable[..., Tensor]:
     """``op(query, key, value)`` on feature-mapped queries and keys, ``(L, H, K)``.
