@@ -154,7 +154,7 @@ def _dense_shapes(config: RunConfig, catalogue: Catalogue) -> dict[str, torch.Si
     with torch.device("meta"):
         codes = torch.empty((catalogue.num_items, len(catalogue.code_widths)), dtype=torch.int64)
         model = config.model
-        history = HistoryModel(model, feature_names(model.embedding), codes, catalogue.code_widths, Backend(model.kernels))
+        history = HistoryModel(model, feature_names(model.embedding), codes, catalogue.code_widths, Backend.REFERENCE)
     return {f"history.{name}": parameter.shape for name, parameter in history.named_parameters()}
 
 

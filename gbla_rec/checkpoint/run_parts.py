@@ -112,8 +112,8 @@ def _require_kernels(config: RunConfig, device: torch.device) -> None:
     """Triton kernels run on CUDA, and in Triton's interpreter."""
     if config.model.kernels == "triton" and device.type != "cuda" and not INTERPRETED:
         raise ValueError(
-            f"ModelConfig.kernels must be 'reference' without a CUDA device, got 'triton' on {device}; run on a GPU, or give "
-            "--model.kernels reference (for a trained run: write it into the run's config.json, the weights are the same)"
+            f"ModelConfig.kernels must be 'auto' or 'reference' without a CUDA device, got 'triton' on {device}; run on a GPU, or give "
+            "--model.kernels auto (for a trained run: write it into the run's config.json, the weights are the same)"
         )
 
 

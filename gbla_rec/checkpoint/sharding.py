@@ -56,7 +56,8 @@ def sharded_retriever(
     tables = planned_tables(model.embedding, optimizer, context_sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=Backend(model.kernels))
+        backend = Backend(model.kernels_on(device.type))
+        retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=backend)
     retriever.history.to(device)
     request = PlanRequest(retriever, model.embedding, Cluster.current(device), tokens_per_batch)
     plan = on_first_rank(lambda: plan_tables(request).sharding_plan)

@@ -7,7 +7,7 @@ from gbla_rec.config.rules import require, require_choice, require_positive
 
 Direction = Literal["bidirectional", "causal"]
 FeatureMap = Literal["elu1", "relu"]
-Kernels = Literal["reference", "triton"]
+Kernels = Literal["auto", "reference", "triton"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 Placement = Literal["auto", "hbm", "uvm_caching", "uvm"]
 Communication = Literal["fp32", "bf16"]
@@ -132,9 +132,10 @@ class ModelConfig:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    kernels: Kernels = "reference"
+    kernels: Kernels = "auto"
     """``triton``: the fused GPU kernels of linear attention, convolution, rotary embedding and cross-attention, on CUDA only;
-    ``reference``: plain torch, anywhere."""
+    ``reference``: plain torch, anywhere; ``auto``: ``triton`` on CUDA where the model has a kernel for every part, else
+    ``reference``. The weights are the same."""
 
     def __post_init__(self) -> None:
         require_choice(self, "kernels", Kernels)
@@ -145,7 +146,13 @@ class ModelConfig:
             self.decoder.num_heads,
         )
         obstacle = self._triton_obstacle()
-        require(self.kernels == "reference" or obstacle is None, "ModelConfig.kernels", f"be 'reference' where {obstacle}", self.kernels)
+        require(self.kernels != "triton" or obstacle is None, "ModelConfig.kernels", f"be 'reference' where {obstacle}", self.kernels)
+
+    def kernels_on(self, device_type: str) -> Literal["reference", "triton"]:
+        """The kernels that run on a ``"cpu"`` or ``"cuda"`` device."""
+        if self.kernels == "auto":
+            return "triton" if device_type == "cuda" and self._triton_obstacle() is None else "reference"
+        return self.kernels
 
     def _triton_obstacle(self) -> str | None:
         """The first setting for which there is no Triton kernel."""

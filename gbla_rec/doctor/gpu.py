@@ -20,7 +20,7 @@ MEASURED_SHARED_MEMORY_BYTES = 232_448
 MIN_FREE_BYTES = 8 * GIB
 NO_GPU = "no CUDA device"
 ON_CPU = (
-    "prepare, tokenize, train, evaluate and recommend run on the CPU (gloo, --model.kernels reference, fp32, slowly); "
+    "prepare, tokenize, train, evaluate and recommend run on the CPU (gloo, reference kernels, fp32, slowly); "
     "--model.kernels triton is refused"
 )
 

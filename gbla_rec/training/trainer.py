@@ -88,7 +88,8 @@ class Trainer:
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
         saver = self.background_saver or nullcontext()
         with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler:
-            log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s)\n{describe_plan(self.model)}")
+            kernels = self.config.model.kernels_on(self.parts.device.type)
+            log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s), {kernels} kernels\n{describe_plan(self.model)}")
             self._train(training, log, stop_request)
         return self.run_dir
 

@@ -1,6 +1,8 @@
 """How a command ends: a rank among others at once, whatever threads it has."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -36,3 +38,16 @@ def test_a_failed_rank_ends_before_its_threads(error: str, status: int, shown: s
     )
     assert finished.returncode == status and shown in finished.stderr and "what went wrong" in finished.stderr
     assert finished.stdout == "half a line"
+
+
+@pytest.mark.parametrize("app", ["train", "evaluate", "recommend"])
+def test_torchrun_leaves_every_option_to_the_app(app: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from torch.distributed.run import parse_args
+
+    module = importlib.import_module(f"gbla_apps.{app}")
+    with pytest.raises(SystemExit):
+        module.main(["--recipe", "movielens_small", "--help"] if app == "train" else ["--help"])
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*", capsys.readouterr().out)) - {"--help"}
+    assert "--recipe" in options
+    for option in options:
+        assert parse_args(["-m", f"gbla_apps.{app}", option, "x"]).training_script_args == [option, "x"]

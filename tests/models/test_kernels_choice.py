@@ -35,7 +35,8 @@ def test_a_setting_without_a_triton_kernel_is_refused_by_name(encoder: dict[str,
     parts = {"encoder": EncoderConfig(**encoder), "decoder": DecoderConfig(**decoder)}
     with pytest.raises(ValueError, match=rf"ModelConfig.kernels must be 'reference' where {obstacle}.*got 'triton'"):
         ModelConfig(**parts, kernels="triton")
-    assert ModelConfig(**parts, kernels="reference").encoder == parts["encoder"]
+    for kernels in ("auto", "reference"):
+        assert ModelConfig(**parts, kernels=kernels).kernels_on("cuda") == "reference"
 
 
 def test_layers_without_a_convolution_allow_any_width() -> None:
@@ -47,6 +48,8 @@ def test_triton_without_cuda_is_refused_before_anything_is_read_or_written(works
     monkeypatch.setattr(run_parts, "INTERPRETED", False)
     config = recipe("movielens_small")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels="triton"))
-    with pytest.raises(ValueError, match=r"ModelConfig.kernels must be 'reference' without a CUDA device, got 'triton' on cpu; run on"):
+    with pytest.raises(
+        ValueError, match=r"ModelConfig.kernels must be 'auto' or 'reference' without a CUDA device, got 'triton' on cpu; run on"
+    ):
         train(config, device=torch.device("cpu"))
     assert not workspace.exists()

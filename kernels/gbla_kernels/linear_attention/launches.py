@@ -157,7 +157,8 @@ def run_backward(
     config = launch_config(key_dim, value_dim, x.query.dtype)
     dot = _dot_type(x.query.dtype, config)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
-    num_short = work.short_rows.shape[0]
+    # entries of the table past the last class are not launched
+    num_short = work.short_rows.shape[0] if work.class_ends is None else work.class_ends[-1]
     has_short = work.has_short and config.num_key_blocks == 1
     key_flags = {"HAS_GATE": x.key_gate is not None, "RELU": work.use_relu, "DOT": dot}
     output_flags = {
