@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,26 @@ def run(*arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
     return finished
 
 
+@pytest.fixture
+def run_forked(launch_ranks: Any) -> Callable[..., str]:
+    """``run_forked(*arguments, status=0)``: what a command prints, in a process that has torchrec already, which takes seconds."""
+
+    def command(rank: int, arguments: list[str]) -> None:
+        sys.argv = ["gbla-rec", *arguments]
+        cli.main()
+
+    def forked(*arguments: str, status: int = 0) -> str:
+        ((found, output),) = launch_ranks(command, 1, list(arguments), timeout_s=240.0)
+        assert found == status, output
+        return str(output)
+
+    return forked
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("workspace")
-def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path) -> None:
+def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callable[..., str]) -> None:
     rows = [(f"u{u}", f"i{(u + k) % 40}", 1000 * u + k, "ab"[k % 2]) for u in range(30) for k in range(12)]
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "device"], orient="row").write_csv(tmp_path / "events.csv")
     names = [f"thing {i // 4} no {i}" for i in range(40)]
@@ -49,9 +66,9 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path) -> None:
     run("tokenize", *mine, *ids)
     short = ["--training.num-steps", "4", "--training.validate-every", "2", "--training.save-every", "2"]
     short += ["--model.embedding.context-features", "device"]
-    refused = run("train", *mine, *short, ok=False)
-    assert "train with --semantic-ids.embedding text --semantic-ids.embedding-dim 8, or remove" in refused.stderr
-    assert "no run" in run("evaluate", ok=False).stderr, "a run that could not start must leave nothing behind"
+    refused = run_forked("train", *mine, *short, status=2)
+    assert "train with --semantic-ids.embedding text --semantic-ids.embedding-dim 8, or remove" in refused
+    assert "no run" in run_forked("evaluate", status=2), "a run that could not start must leave nothing behind"
     trained = run("train", *mine, *ids, *short)
     assert "validation NLL" in trained.stderr
     again = run("prepare", "--name", "shop", *log, ok=False)
@@ -61,8 +78,8 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path) -> None:
     assert re.search(r"most-popular .* item-kNN", evaluated.stdout)
     recommended = run("recommend", "--user", "u3", "--count", "3")
     assert len(re.findall(r"thing \d no \d+", recommended.stdout)) >= 3
-    unknown = run("recommend", "--history", "thing 1", ok=False)
-    assert "names no item of the dataset; did you mean one of" in unknown.stderr
+    unknown = run_forked("recommend", "--history", "thing 1", status=2)
+    assert "names no item of the dataset; did you mean one of" in unknown
 
 
 TINY = """--recipe movielens_small --dataset tiny --semantic-ids.embedding text --semantic-ids.embedding-dim 8
@@ -74,8 +91,8 @@ TINY = """--recipe movielens_small --dataset tiny --semantic-ids.embedding text 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace: Path) -> None:
-    run("train", *TINY, "--name", "whole")
+def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace: Path, run_forked: Callable[..., str]) -> None:
+    run_forked("train", *TINY, "--name", "whole")
     command = [sys.executable, "-m", "gbla_apps.train", *TINY, "--name", "killed"]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -98,9 +115,9 @@ def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_sigterm_saves_and_resume_reaches_the_result_of_an_undisturbed_run(tiny_workspace: Path) -> None:
+def test_sigterm_saves_and_resume_reaches_the_result_of_an_undisturbed_run(tiny_workspace: Path, run_forked: Callable[..., str]) -> None:
     unsaved = [*TINY, "--training.save-every", "1000", "--training.validate-every", "1000", "--training.num-steps", "60"]
-    run("train", *unsaved, "--name", "whole")
+    run_forked("train", *unsaved, "--name", "whole")
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("alone", ["gbla_apps.train"]), ("pair", [*launcher, "-m", "gbla_apps.train"])):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -118,7 +135,7 @@ def test_sigterm_saves_and_resume_reaches_the_result_of_an_undisturbed_run(tiny_
         step = int(saved.name.removeprefix("step_"))
         assert 0 < step < 60
         assert f"SIGTERM: saved step {step}" in " ".join(errors.split()) and "--resume" in errors
-    run("train", *unsaved, "--name", "pair", "--resume")
+    run_forked("train", *unsaved, "--name", "pair", "--resume")
     whole, stopped = (logged(tiny_workspace, name) for name in ("whole", "pair"))
     assert [line["step"] for line in stopped] == [line["step"] for line in whole]
     losses, again = ([line["loss"] for line in lines if "loss" in line] for lines in (whole, stopped))
@@ -131,11 +148,11 @@ def logged(workspace: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_diverged_run_stops_before_it_saves(tiny_workspace: Path) -> None:
-    stopped = run("train", *TINY, "--name", "wild", "--optimizer.learning-rate", "1e30", "--training.log-every", "1000", ok=False)
-    assert "is not finite" in stopped.stderr and "nothing was saved since" in " ".join(stopped.stderr.split())
+def test_a_diverged_run_stops_before_it_saves(tiny_workspace: Path, run_forked: Callable[..., str]) -> None:
+    stopped = run_forked("train", *TINY, "--name", "wild", "--optimizer.learning-rate", "1e30", "--training.log-every", "1000", status=2)
+    assert "is not finite" in stopped and "nothing was saved since" in " ".join(stopped.split())
     assert not list(tiny_workspace.glob("runs/wild/*/checkpoints/step_*"))
-    assert "no run called 'wild' with a checkpoint" in run("evaluate", "--recipe", "wild", ok=False).stderr
+    assert "no run called 'wild' with a checkpoint" in run_forked("evaluate", "--recipe", "wild", status=2)
 
 
 def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
