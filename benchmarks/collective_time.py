@@ -3,7 +3,9 @@
 from typing import Any
 
 Collective = tuple[str, float]
-"""Kind (``all-to-all`` or ``all-reduce``) and seconds of a kernel."""
+"""Kind and seconds of a kernel."""
+KINDS = ("all-to-all", "all-reduce")
+"""Sends and receives, and everything else that is not a reduction to all, count as ``all-to-all``."""
 
 
 def collectives(events: list[dict[str, Any]]) -> list[Collective]:
@@ -13,7 +15,7 @@ def collectives(events: list[dict[str, Any]]) -> list[Collective]:
     return [("all-reduce" if "AllReduce" in event["name"] else "all-to-all", event["dur"] / 1e6) for event in kernels]
 
 
-def transfer_and_waiting(ranks: list[list[Collective]]) -> list[dict[str, float]]:
+def transfer_and_waiting(ranks: list[list[Collective]]) -> list[dict[str, float | None]]:
     """Seconds of each rank in ``all-to-all``, ``all-reduce`` (the transfers alone) and ``waiting``.
 
     A kernel that starts early spins until the last rank has come: the k-th collective of a kind lasts on the last rank as long as its
@@ -23,19 +25,11 @@ def transfer_and_waiting(ranks: list[list[Collective]]) -> list[dict[str, float]
         ranks: ``collectives`` of each rank, over the same steps.
 
     Returns:
-        One dict a rank.
-
-    Raises:
-        ValueError: if the ranks do not have the same number of kernels of a kind.
+        One dict a rank. If the ranks do not have the same number of kernels of each kind, their kernels cannot be paired: ``waiting``
+        is None, and is part of the other two.
     """
-    seconds = [{kind: [spent for name, spent in rank if name == kind] for kind in ("all-to-all", "all-reduce")} for rank in ranks]
-    divided = [{"all-to-all": 0.0, "all-reduce": 0.0, "waiting": 0.0} for _ in ranks]
-    for kind in ("all-to-all", "all-reduce"):
-        counts = [len(rank[kind]) for rank in seconds]
-        if len(set(counts)) > 1:
-            raise ValueError(f"all ranks must have the same number of {kind} kernels, got {counts}; profile the same steps on all")
-        for same in zip(*(rank[kind] for rank in seconds), strict=True):
-            for shares, spent in zip(divided, same, strict=True):
-                shares[kind] += min(same)
-                shares["waiting"] += spent - min(same)
-    return divided
+    seconds = [{kind: [spent for name, spent in rank if name == kind] for kind in KINDS} for rank in ranks]
+    if any(len({len(rank[kind]) for rank in seconds}) > 1 for kind in KINDS):
+        return [{**{kind: sum(rank[kind]) for kind in KINDS}, "waiting": None} for rank in seconds]
+    transfers = {kind: sum(map(min, zip(*(rank[kind] for rank in seconds), strict=True))) for kind in KINDS}
+    return [{**transfers, "waiting": sum(sum(rank[kind]) - transfers[kind] for kind in KINDS)} for rank in seconds]

@@ -48,7 +48,7 @@ from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 
-WARM_STEPS, PROFILED_STEPS = 4, 3
+WARM_STEPS = 4
 ZIPF_STEPS, ZIPF_PROFILED_STEPS = 48, 12
 """More steps where batches differ."""
 TARGETS_PER_HISTORY = 32
@@ -69,10 +69,6 @@ class Workload:
             return {"tokens/GPU": self.budget, "history": self.history}
         return {"tokens/GPU": self.budget, "history": f"Zipf to {self.history}", "balance": self.balance}
 
-    @property
-    def profiled_steps(self) -> int:
-        return PROFILED_STEPS if self.balance is None else ZIPF_PROFILED_STEPS
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -90,6 +86,7 @@ class Sizes:
     budgets: tuple[int, ...]
     histories: tuple[int, ...]
     steps: int
+    profiled_steps: int
     kernels: str
 
 
@@ -106,6 +103,7 @@ FULL = Sizes(
     budgets=(65_536, 262_144),
     histories=(2048, 8192, 32_768),
     steps=10,
+    profiled_steps=3,
     kernels="triton",
 )
 SMOKE = Sizes(
@@ -121,6 +119,7 @@ SMOKE = Sizes(
     budgets=(256,),
     histories=(64, 128),
     steps=2,
+    profiled_steps=1,
     kernels="reference",
 )
 
@@ -161,7 +160,7 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
     given = {name: getattr(arguments, name) for name in ("rows_per_table", "patterns", "budgets", "histories", "steps", "kernels")}
     start = SMOKE if arguments.smoke else FULL
     if arguments.history_lengths == "zipf" and not arguments.smoke:
-        given["steps"] = given["steps"] or ZIPF_STEPS
+        given |= {"steps": given["steps"] or ZIPF_STEPS, "profiled_steps": ZIPF_PROFILED_STEPS}
     return Sizes(**{**start.__dict__, **{name: value for name, value in given.items() if value is not None}})
 
 
@@ -183,17 +182,17 @@ def notes(sizes: Sizes, plan: str, is_zipf: bool) -> str:
         if not is_zipf
         else "Histories of Zipf lengths (benchmarks/zipf_histories.py), dealt to the ranks by cost, by tokens or in turn"
     )
-    profiled = ZIPF_PROFILED_STEPS if is_zipf else PROFILED_STEPS
     return (
         f"Two tables of {sizes.rows_per_table:,} x {sizes.table_dim}, fused row-wise Adagrad, index de-duplication; D={sizes.model_dim}, "
         f"H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code levels, "
         f"{TARGETS_PER_HISTORY} targets per history, kernels={sizes.kernels}, bf16 autocast on CUDA, no activation checkpointing. "
         f"{histories}, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {WARM_STEPS} warm "
-        f"steps, then the mean of {sizes.steps}. Parts and time outside kernels: {profiled} more steps under torch.profiler; "
+        f"steps, then the mean of {sizes.steps}. Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
         "outside = 1 - time with a kernel or copy running / step time without the profiler. MFU counts products only "
         "(gbla_rec/training/model_flops.py), mean of the GPUs. Ranks: shares of the profiled steps, as long as they took; kernels may "
         "run beside each other. compute: any kernel that is not NCCL's; all-to-all and all-reduce: the shortest time of "
-        f"each collective over the ranks; waiting: what it took longer on this rank (benchmarks/collective_time.py).\n\n```\n{plan}\n```"
+        "each collective over the ranks; waiting: what it took longer on this rank (benchmarks/collective_time.py); "
+        f"no waiting is shown, and the others hold it, if the ranks' kernels could not be paired.\n\n```\n{plan}\n```"
     )
 
 
@@ -281,7 +280,7 @@ class TrainingStep:
         else:
             self.history.stop_compiling()
         self._reset_peak()
-        total = WARM_STEPS + self.sizes.steps + workload.profiled_steps
+        total = WARM_STEPS + self.sizes.steps + self.sizes.profiled_steps
         batches = Prefetcher(lambda: self._batches(workload), 4, start=self._choose_device)
         with batches:
             trained = train_steps(self.model, self.optimizer, self.device, self._forward, itertools.islice(batches, total), 1)
@@ -293,19 +292,19 @@ class TrainingStep:
             self._synchronize()
             seconds = (time.perf_counter() - started) / self.sizes.steps
             waited = (batches.seconds_waited - waited) / self.sizes.steps
-            events, profiled_seconds = self._profile(trained, workload.profiled_steps)
+            events, profiled_seconds = self._profile(trained)
             assert not list(trained)
-        row = self._row(timed, seconds, waited, busy_seconds(events) / workload.profiled_steps)
-        parts = {part: 1000 * spent / workload.profiled_steps for part, spent in sorted(kernel_seconds(events).items())}
+        row = self._row(timed, seconds, waited, busy_seconds(events) / self.sizes.profiled_steps)
+        parts = {part: 1000 * spent / self.sizes.profiled_steps for part, spent in sorted(kernel_seconds(events).items())}
         ranks = self._ranks(timed, seconds, events, profiled_seconds)
         return {"row": row, "parts": parts, "ranks": ranks}
 
-    def _profile(self, trained: Iterator[Any], steps: int) -> tuple[list[dict[str, Any]], float]:
-        """The events of so many steps, and the seconds that they took."""
+    def _profile(self, trained: Iterator[Any]) -> tuple[list[dict[str, Any]], float]:
+        """The events of the profiled steps, and the seconds that they took."""
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
         with profile(activities=activities) as profiler:
             started = time.perf_counter()
-            for _ in range(steps):
+            for _ in range(self.sizes.profiled_steps):
                 next(trained)
             self._synchronize()
             seconds = time.perf_counter() - started
@@ -343,7 +342,7 @@ class TrainingStep:
         dist.all_gather_object(gathered, (own, collectives(events), profiled_seconds))
         divided = transfer_and_waiting([rank for _, rank, _ in gathered])
         return [
-            {**row, **{f"{kind} (% of step)": 100 * spent / took for kind, spent in shares.items()}}
+            {**row, **{f"{kind} (% of step)": None if spent is None else 100 * spent / took for kind, spent in shares.items()}}
             for (row, _, took), shares in zip(gathered, divided, strict=True)
         ]
 

@@ -3,7 +3,7 @@
 # B rows, L history tokens (docs/shapes.md)
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -40,7 +40,7 @@ def zipf_batches(
     rank: int,
     world_size: int,
 ) -> Iterator[HistoryBatch]:
-    """Endless parts of this rank in global batches of exactly ``world_size * tokens`` events; the last history is cut to fit.
+    """Endless parts of this rank in global batches of at most ``world_size * tokens`` events, filled as training fills them.
 
     Args:
         longest: events of the longest history.
@@ -52,9 +52,8 @@ def zipf_batches(
         rank: this rank; seeds the items too.
         world_size: number of ranks.
     """
-    random, lengths = np.random.default_rng(rank), zipf_lengths(longest)
-    while True:
-        whole = _fill(lengths, world_size * tokens)
+    random = np.random.default_rng(rank)
+    for whole in global_batches(zipf_lengths(longest), world_size * tokens):
         mine = whole[_ranks(whole, targets_per_history, costs, balance, world_size) == rank]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(mine)])
         num_tokens, num_rows = int(offsets[-1]), len(mine)
@@ -77,13 +76,16 @@ def zipf_batches(
         )
 
 
-def _fill(lengths: Iterator[int], budget: int) -> Int64Array:
-    """The next lengths up to ``budget`` tokens, the last one cut."""
-    taken = []
-    while budget > 0:
-        taken.append(min(next(lengths), budget))
-        budget -= taken[-1]
-    return np.array(taken, np.int64)
+def global_batches(lengths: Iterable[int], budget: int) -> Iterator[Int64Array]:
+    """Lengths in their order, ``(B,)`` at a time: as many as fit into ``budget`` tokens, one at least."""
+    taken: list[int] = []
+    room = budget
+    for length in lengths:
+        if taken and length > room:
+            yield np.array(taken, np.int64)
+            taken, room = [], budget
+        taken.append(length)
+        room -= length
 
 
 def _ranks(lengths: Int64Array, targets_per_history: int, costs: StreamConfig, balance: Balance, world_size: int) -> NDArray[np.int64]:
