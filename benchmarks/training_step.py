@@ -5,7 +5,6 @@ budget is per GPU: weak scaling), ``python benchmarks/training_step.py --smoke``
 ``--history-lengths zipf`` trains on histories of many lengths, which ranks share by ``--balance``, and reports waiting.
 """
 
-import argparse
 import gc
 import itertools
 import shlex
@@ -13,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from collective_time import collectives, transfer_and_waiting
-from report import RESULTS, write_report
+from report import write_report
+from step_sizes import Sizes, Workload, parse, sizes_of, workloads_of
 from synthetic_histories import synthetic_histories
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from trace_parts import busy_seconds, kernel_seconds, read_trace
-from zipf_histories import Balance, zipf_batches
+from zipf_histories import zipf_batches
 
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.checkpoint.sharding import describe_plan, sharded_retriever, unwrap
@@ -49,127 +48,23 @@ from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 
 WARM_STEPS = 4
-ZIPF_STEPS, ZIPF_PROFILED_STEPS = 48, 12
-"""More steps where batches differ."""
 TARGETS_PER_HISTORY = 32
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What a step trains on: ``budget`` tokens a GPU in histories of ``history`` events, or of Zipf lengths up to that."""
-
-    budget: int
-    history: int
-    balance: Balance | None = None
-    """How ranks share histories of Zipf lengths; None: all have one length."""
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        if self.balance is None:
-            return {"tokens/GPU": self.budget, "history": self.history}
-        return {"tokens/GPU": self.budget, "history": f"Zipf to {self.history}", "balance": self.balance}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured; ``smoke`` sizes take seconds on a CPU."""
-
-    rows_per_table: int
-    table_dim: int
-    num_items: int
-    widths: tuple[int, ...]
-    model_dim: int
-    num_heads: int
-    ffn_dim: int
-    num_repeats: int
-    patterns: tuple[str, ...]
-    budgets: tuple[int, ...]
-    histories: tuple[int, ...]
-    steps: int
-    profiled_steps: int
-    kernels: str
-
-
-FULL = Sizes(
-    rows_per_table=50_000_000,
-    table_dim=128,
-    num_items=1_000_000,
-    widths=(1024, 1024, 1024, 256),
-    model_dim=512,
-    num_heads=8,
-    ffn_dim=1408,
-    num_repeats=2,
-    patterns=("SGG", "SSS"),
-    budgets=(65_536, 262_144),
-    histories=(2048, 8192, 32_768),
-    steps=10,
-    profiled_steps=3,
-    kernels="triton",
-)
-SMOKE = Sizes(
-    rows_per_table=256,
-    table_dim=8,
-    num_items=100,
-    widths=(8, 8),
-    model_dim=16,
-    num_heads=2,
-    ffn_dim=16,
-    num_repeats=1,
-    patterns=("SG", "SS"),
-    budgets=(256,),
-    histories=(64, 128),
-    steps=2,
-    profiled_steps=1,
-    kernels="reference",
-)
-
-
 def main() -> None:
-    arguments = parse()
+    arguments = parse(__doc__)
     sizes = sizes_of(arguments)
     with process_group() as device:
-        workloads = workloads_of(arguments, sizes)
+        workloads = workloads_of(arguments, sizes, dist.get_world_size())
         rows, parts, ranks, plan = measure_all(sizes, workloads, compiled_choices(arguments.compile), device)
         if dist.get_rank() == 0:
             tables = {"Kernel time by part (ms per step, rank 0)": parts, "Time of a step, one pattern against the other": ratios(rows)}
-            if dist.get_world_size() > 1:
+            is_zipf = arguments.history_lengths == "zipf"
+            if dist.get_world_size() > 1 or is_zipf:
                 tables["Ranks"] = ranks
             command = " ".join(["python" if dist.get_world_size() == 1 else "torchrun ...", shlex.join(sys.argv)])
-            is_zipf = arguments.history_lengths == "zipf"
             name = f"weak_scaling_{dist.get_world_size()}" if is_zipf else "training_step"
             print(write_report(name, rows, command, notes(sizes, plan, is_zipf), tables=tables, directory=arguments.directory))
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, on any device")
-    parser.add_argument("--rows-per-table", type=int)
-    parser.add_argument("--patterns", nargs="+")
-    parser.add_argument("--budgets", type=int, nargs="+", help="history tokens of a step on each GPU")
-    parser.add_argument("--histories", type=int, nargs="+", help="events of each history")
-    parser.add_argument("--history-lengths", choices=["one", "zipf"], default="one", help="all equally long, or Zipf up to the longest")
-    parser.add_argument("--balance", choices=["cost", "tokens", "none"], nargs="+", default=["cost", "tokens", "none"])
-    parser.add_argument("--steps", type=int, help="steps that are timed, after the warm ones")
-    parser.add_argument("--kernels", choices=["triton", "reference"])
-    parser.add_argument("--compile", choices=["off", "on", "both"], default="both")
-    parser.add_argument("--directory", type=Path, default=RESULTS)
-    return parser.parse_args()
-
-
-def sizes_of(arguments: argparse.Namespace) -> Sizes:
-    given = {name: getattr(arguments, name) for name in ("rows_per_table", "patterns", "budgets", "histories", "steps", "kernels")}
-    start = SMOKE if arguments.smoke else FULL
-    if arguments.history_lengths == "zipf" and not arguments.smoke:
-        given |= {"steps": given["steps"] or ZIPF_STEPS, "profiled_steps": ZIPF_PROFILED_STEPS}
-    return Sizes(**{**start.__dict__, **{name: value for name, value in given.items() if value is not None}})
-
-
-def workloads_of(arguments: argparse.Namespace, sizes: Sizes) -> list[Workload]:
-    if arguments.history_lengths == "one":
-        return [Workload(budget, history) for budget, history in itertools.product(sizes.budgets, sizes.histories)]
-    # one rank has nothing to share
-    balances = arguments.balance if dist.get_world_size() > 1 else arguments.balance[:1]
-    return [Workload(budget, max(sizes.histories), balance) for budget, balance in itertools.product(sizes.budgets, balances)]
 
 
 def compiled_choices(choice: str) -> list[bool]:
