@@ -150,6 +150,8 @@ class Launch:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10",
         }
+        if CPU_RANKS in os.environ:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         with (directory / "output").open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "torch.distributed.run", *options, *program],
@@ -165,8 +167,12 @@ class Launch:
         return (self.directory / "output").read_text(errors="replace")
 
     def wait(self, timeout_s: float = 240.0) -> int:
-        """Exit status of torchrun."""
-        return self.process.wait(timeout_s)
+        """Exit status of torchrun; one that does not end in time is ended, and the test fails with its output."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.end()
+            pytest.fail(f"torchrun did not end within {timeout_s:g} s\n{self.output[-8000:]}", pytrace=False)
 
     def results(self) -> Results:
         """What each job gave; the test fails with the output if one failed."""
