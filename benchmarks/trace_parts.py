@@ -52,17 +52,7 @@ def kernel_seconds(events: list[Event]) -> dict[str, float]:
     return dict(seconds)
 
 
-def communication_seconds(events: list[Event]) -> dict[str, float]:
-    """Seconds of NCCL's kernels: ``all-to-all`` (sends and receives) and ``all-reduce``; waiting for peers included."""
-    seconds = {"all-to-all": 0.0, "all-reduce": 0.0}
-    for event in events:
-        if event.get("cat") == "kernel" and "nccl" in event["name"].lower():
-            kind = "all-reduce" if "AllReduce" in event["name"] else "all-to-all"
-            seconds[kind] += event["dur"] / 1e6
-    return seconds
-
-
-def busy_seconds(events: list[Event]) -> float:
+def busy_seconds(events: Iterable[Event]) -> float:
     """Seconds in which the device ran at least one kernel or copy."""
     spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") in DEVICE_CATEGORIES)
     busy, end = 0.0, float("-inf")

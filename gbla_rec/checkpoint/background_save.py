@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -114,9 +116,12 @@ class HostCopy:
         if isinstance(value, list | tuple):
             return type(value)(self._copy(f"{key}/{i}", item) for i, item in enumerate(value))
         if isinstance(value, ShardedTensor):
-            shards = [Shard(self._buffer(f"{key}/{i}", shard.tensor), shard.metadata) for i, shard in enumerate(value.local_shards())]
-            # of the base class: it takes shards on another device than their metadata say
-            return ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, value.metadata())
+            shards = [
+                Shard(self._buffer(f"{key}/{i}", shard.tensor), _on_host(shard.metadata)) for i, shard in enumerate(value.local_shards())
+            ]
+            whole = value.metadata()
+            placed = replace(whole, shards_metadata=[_on_host(shard) for shard in whole.shards_metadata])
+            return ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, placed)
         if isinstance(value, Tensor):
             if type(value) not in (Tensor, torch.nn.Parameter):
                 raise NotImplementedError(f"state must hold plain tensors and ShardedTensors, got {type(value).__name__} for {key}")
@@ -129,3 +134,10 @@ class HostCopy:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[key] = buffer
         return buffer.copy_(tensor, non_blocking=True)
+
+
+def _on_host(shard: ShardMetadata) -> ShardMetadata:
+    """The same shard in the host memory of its rank."""
+    rank = shard.placement.rank() if shard.placement is not None else None
+    assert rank is not None
+    return ShardMetadata(shard_offsets=list(shard.shard_offsets), shard_sizes=list(shard.shard_sizes), placement=f"rank:{rank}/cpu")

@@ -61,3 +61,25 @@ def test_a_loaded_checkpoint_replaces_the_rows_in_the_cache(tiny_run: Any) -> No
         before = nll_of(first)
         assert nll_of(last) != before
         assert nll_of(first) == pytest.approx(before, rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("tiny_workspace")
+def test_a_save_in_the_background_holds_what_the_ordinary_one_holds(tiny_run: Any) -> None:
+    import torch
+
+    from gbla_rec.checkpoint.background_save import HostCopy
+    from gbla_rec.checkpoint.process_group import process_group
+    from gbla_rec.checkpoint.run_parts import RunParts
+    from gbla_rec.checkpoint.storage import checkpoint_state
+
+    with process_group() as device:
+        model = RunParts.open(tiny_run(), device).model
+        state, copied = checkpoint_state(model, {}), HostCopy()(checkpoint_state(model, {}))
+        assert state["model"].keys() == copied["model"].keys()
+        for name, value in state["model"].items():
+            shards, others = ([value], [copied["model"][name]])
+            if hasattr(value, "local_shards"):
+                shards, others = ([shard.tensor for shard in tensor.local_shards()] for tensor in (value, copied["model"][name]))
+            for shard, other in zip(shards, others, strict=True):
+                assert shard.is_cuda and other.is_pinned() and torch.equal(shard.cpu(), other), name

@@ -63,7 +63,7 @@ class RowPairs(NamedTuple):
                 # all rows have as many queries, as in beam search: the length of parts is known
                 least_part = max(MIN_PART, KEYS_PER_QUERY * max_queries)
                 least_gradient_part = max(MIN_PART, BACKWARD_KEYS_PER_QUERY * max_queries)
-            has_empty_rows = key_layout.num_tokens == 0 or splits.slot_offsets.shape[0] - 1 < num_rows
+            has_empty_rows = key_layout.num_tokens == 0 or 0 in key_layout.row_lengths
             max_parts = min(MAX_SPLITS, -(-max_keys // least_gradient_part))
             if max_parts * num_queries < splits.splits.shape[0] * max_queries:
                 parts_per_query = max_parts
