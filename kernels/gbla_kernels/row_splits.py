@@ -84,31 +84,27 @@ class RowSplits:
 
         At most ``L / (short_limit + 1)`` rows are split, into at most ``L / SPLIT`` splits and one more each.
         """
-        num_rows = offsets.numel() - 1
-        max_slots = min(num_rows, num_tokens // (short_limit + 1))
+        # two empty rows more: no size is ever 0 or 1, which a compiler treats apart
+        bounds = torch.cat((offsets, offsets[-1:], offsets[-1:]))
+        max_slots = min(offsets.numel() + 1, num_tokens // (short_limit + 1) + 2)
         max_splits = num_tokens // SPLIT + max_slots
-        lengths = offsets.diff()
-        is_long = lengths > short_limit
-        short_rows = torch.stack((offsets[:-1], torch.where(is_long, offsets[:-1], offsets[1:])), dim=1)
+        is_long = bounds.diff() > short_limit
+        short_rows = torch.stack((bounds[:-1], torch.where(is_long, bounds[:-1], bounds[1:])), dim=1)
         # long rows first, in order: their slots
         order = torch.argsort(is_long.logical_not().to(torch.uint8), stable=True)[:max_slots]
-        starts, stops = offsets[:-1][order], offsets[1:][order]
+        starts, stops = bounds[:-1][order], bounds[1:][order]
         sizes = split_lengths(stops - starts)
-        counts = torch.where(is_long[order], (stops - starts + sizes - 1) // sizes, 0)
-        ends = counts.cumsum(0)
-        slot_offsets = torch.zeros(max(max_slots, 2) + 1, dtype=torch.int64, device=offsets.device)
-        slot_offsets[1 : max_slots + 1] = ends
-        slot_offsets[max_slots + 1 :] = counts.sum()
+        ends = torch.where(is_long[order], (stops - starts + sizes - 1) // sizes, 0).cumsum(0)
+        slot_offsets = torch.cat((ends.new_zeros(1), ends))
         index = torch.arange(max_splits, device=offsets.device)
-        slots = torch.searchsorted(ends, index, right=True).clamp(max=max(max_slots - 1, 0))
-        is_used = index < slot_offsets[-1]
-        if max_slots:
-            first = starts[slots] + (index - slot_offsets[slots]) * sizes[slots]
-            last = torch.minimum(first + sizes[slots], stops[slots])
-            splits = torch.stack((slots, first, torch.where(is_used, last, first)), dim=1)
-        else:
-            splits = offsets.new_zeros(0, 3)
-        return cls(_at_least_two(short_rows), _at_least_two(splits), slot_offsets, num_rows > 0 and short_limit > 0, max_slots > 0, None)
+        slots = torch.searchsorted(ends, index, right=True).clamp(max=max_slots - 1)
+        first = starts[slots] + (index - slot_offsets[slots]) * sizes[slots]
+        last = torch.minimum(first + sizes[slots], stops[slots])
+        splits = torch.stack((slots, first, torch.where(index < slot_offsets[-1], last, first)), dim=1)
+        # not asked under a compiler, which would make a graph for each answer
+        is_traced = torch.compiler.is_compiling()
+        has_short = is_traced or (offsets.numel() > 1 and short_limit > 0)
+        return cls(short_rows, splits, slot_offsets, has_short, is_traced or num_tokens > short_limit, None)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "RowSplits":
         """The same tables with ``function`` applied to each tensor."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from gbla_kernels import JaggedLayout
 from gbla_kernels.row_splits import MAX_SPLITS, SPLIT, SPLIT_MULTIPLE, TINY_ROW_LIMITS, RowSplits, split_lengths
@@ -108,3 +109,18 @@ def test_bad_lengths_and_offsets_are_refused() -> None:
         JaggedLayout.from_offsets(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="integers on the CPU"):
         JaggedLayout.from_lengths(torch.tensor([1.5]))
+
+
+def test_tables_made_on_the_device_are_one_graph_whatever_the_rows() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def tables(offsets: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return RowSplits.on_device(offsets, tokens.shape[0]).tensors()
+
+    compiled = torch.compile(tables, backend=counter, fullgraph=True, dynamic=True)
+    for lengths in ([5, 700, 768, 2], [2000], [3, 5000], [40, 9, 17], [SPLIT, 0], [SPLIT + 1], [0, 0, 2]):
+        offsets, tokens = torch.tensor([0, *itertools.accumulate(lengths)]), torch.zeros(sum(lengths))
+        for actual, expected in zip(compiled(offsets, tokens), tables(offsets, tokens), strict=True):
+            assert torch.equal(actual, expected)
+    assert counter.frame_count == 1

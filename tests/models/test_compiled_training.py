@@ -183,6 +183,9 @@ def test_compiled_training_on_a_gpu_is_near_eager_with_a_graph_for_each_attentio
         with torch.autocast("cuda", dtype=torch.bfloat16):
             expected, actual = (outcome(model, *history_batch(lengths, targets, "cuda")) for model in (eager, compiled))
         assert relative_error(actual["nll"], expected["nll"]) < 0.01
+        # gradients that are zero but for rounding count by the largest
+        floor = 1e-6 * max(float(value.float().norm()) for value in expected.values())
         for name, value in expected.items():
-            assert relative_error(actual[name].float(), value.float()) < 0.1, (name, lengths)
+            difference = float((actual[name].float() - value.float()).norm())
+            assert difference < 0.1 * float(value.float().norm()) + floor, (name, lengths)
     assert num_graphs == counter.frame_count <= 4
