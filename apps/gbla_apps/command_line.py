@@ -72,9 +72,11 @@ def _silence_libraries() -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """``--recipe`` or ``--run-dir``; without them the newest run is taken."""
+    """``--name`` or ``--run-dir``; without them the newest run is taken."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--recipe", metavar="NAME", help="the newest run of this name (default: the newest of all runs)")
+    group.add_argument(
+        "--name", "--recipe", dest="recipe", metavar="NAME", help="the newest run of this name (default: the newest of all runs)"
+    )
     # not --run: torchrun takes it for the beginning of an option of its own
     group.add_argument("--run-dir", dest="run", metavar="DIR", type=Path, help="this run directory")
 

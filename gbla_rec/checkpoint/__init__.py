@@ -1,4 +1,4 @@
-"""Sharding plans, and models saved to and loaded from disk by any number of ranks."""
+"""The ranks of a run: process group, table sharding and its plans, memory; models saved and loaded by any number of ranks."""
 
 from gbla_rec.versions import check_versions
 

@@ -90,6 +90,8 @@ class Trainer:
         with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler:
             kernels = self.config.model.kernels_on(self.parts.device.type)
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s), {kernels} kernels\n{describe_plan(self.model)}")
+            if self.step >= training.num_steps:
+                log.message(f"nothing to do: the run is at step {self.step} of {training.num_steps}")
             self._train(training, log, stop_request)
         return self.run_dir
 
@@ -125,6 +127,7 @@ class Trainer:
         for trained, nll in train_steps(self.model, self.optimizer, self.parts.device, self._forward, stretch, num_micro_batches):
             position = trained[-1].next_position
             assert position is not None
+            # once for each backward pass
             for _ in trained:
                 self.guard.watch(self.step + 1, self.position)
             self.step, self.position = self.step + 1, position

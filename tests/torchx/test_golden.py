@@ -21,7 +21,7 @@ WRITE = "GBLA_REC_WRITE_GOLDEN"
 NUM_NODES = 16
 SLURM = [f"-j={NUM_NODES}x8", "-h=aws_p5.48xlarge", "--cpu=184", "--memMB=1900000", "--metrics_port=9100", "--max_retries=3"]
 KUBERNETES = [*SLURM[:-1], "--max_restarts=3", "--image=registry.example/gbla-rec:0.1.0", "--mounts=type=volume,src=fsx,dst=/workspace"]
-APP = ["--", "--recipe", "own_data", "--resume"]
+APP = ["--", "--recipe", "own_data", "--name", "shop", "--dataset", "shop", "--resume"]
 
 
 def request(scheduler, arguments, **options):
@@ -107,7 +107,7 @@ def test_slurm_really_starts_torchrun_with_the_first_node_and_the_job(slurm_scri
     command = finished.stdout.splitlines()
     assert command[:4] == ["-m", "torch.distributed.run", "--rdzv-endpoint", "p5-st-1:29500"]
     assert command[command.index("--rdzv-id") + 1] == "77"
-    assert command[-6:-1] == ["-m", "gbla_apps.train", "--recipe", "own_data", "--resume"]
+    assert command[-10:-1] == ["-m", "gbla_apps.train", *APP[1:]]
 
 
 def test_pods_are_valid_for_kubernetes(manifest):
