@@ -42,12 +42,15 @@ class BackgroundSaver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or isinstance(error, SystemExit):
             self.wait()
-        elif isinstance(error, FloatingPointError):
+        elif isinstance(error, FloatingPointError) or dist.get_world_size() == 1:
             # all ranks stop with this error, so all can wait; what it says comes first
             try:
                 self.wait()
             except OSError as failure:
                 logger.warning("%s", failure)
+        elif self._pending is not None and not self._pending.done():
+            logger.warning("a checkpoint that was being saved in the background is given up: this rank cannot wait for the others")
+        self._thread.shutdown(wait=False)
 
     def save(
         self,

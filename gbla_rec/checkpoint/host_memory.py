@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
+"""Of a control group's memory.stat: what counts as used and can be had back."""
+
 
 def available_host_bytes(root: Path = Path("/")) -> int:
     """Bytes that this process can still use: what the kernel calls available, or less where a control group limits it.
@@ -57,11 +60,10 @@ def _limit_and_use(directory: Path, limit_name: str, usage_name: str) -> tuple[i
     limit, usage = _lines(directory / limit_name), _lines(directory / usage_name)
     if not limit or not usage or not limit[0].strip().isdecimal():
         return None
-    # the kernel counts the page cache as used, and gives it up when needed
-    cache = [
-        int(line.split()[1]) for line in _lines(directory / "memory.stat") if line.startswith(("inactive_file ", "total_inactive_file "))
-    ]
-    return int(limit[0]), int(usage[0]) - max(cache, default=0)
+    # the kernel counts the page cache as used, and gives it up when needed; "total_" in version 1: with the groups below
+    stat = dict(line.split()[:2] for line in _lines(directory / "memory.stat") if line.count(" "))
+    cache = [sum(int(stat.get(prefix + kind, 0)) for kind in RECLAIMABLE) for prefix in ("", "total_")]
+    return int(limit[0]), int(usage[0]) - max(cache)
 
 
 def _lines(path: Path) -> list[str]:

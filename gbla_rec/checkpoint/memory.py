@@ -30,7 +30,7 @@ class MemoryBalance:
     host_available: int
 
 
-def require_memory(plan: ShardingPlan, dense: nn.Module, device: torch.device) -> None:
+def require_memory(plan: ShardingPlan, dense: nn.Module, device: torch.device, cache_load_factor: float) -> None:
     """Refuse a plan that does not fit, before anything of it is allocated; all ranks call it together.
 
     Counted are the tables, one moment per row of a shard (row-wise Adagrad), and gradient buckets of the dense part, which is
@@ -40,17 +40,18 @@ def require_memory(plan: ShardingPlan, dense: nn.Module, device: torch.device) -
         plan: shards and their ranks.
         dense: the part that every rank has whole.
         device: of this rank.
+        cache_load_factor: the part of a ``uvm_caching`` shard that its cache on the device holds.
 
     Raises:
         ValueError: on all ranks; states the bytes that a rank needs and has, and how many ranks or hosts would do.
     """
     dense_bytes = sum(parameter.numel() * parameter.element_size() for parameter in dense.parameters())
-    on_device, on_host = shard_bytes(plan, dist.get_rank(), device.type)
+    on_device, on_host = shard_bytes(plan, dist.get_rank(), device.type, cache_load_factor)
     is_cuda = device.type == "cuda"
     own = MemoryBalance(
         host=socket.gethostname(),
         device_needed=on_device + dense_bytes if is_cuda else 0,
-        device_available=torch.cuda.mem_get_info(device)[0] if is_cuda else None,
+        device_available=_free_device_bytes(device) if is_cuda else None,
         host_needed=on_host if is_cuda else on_host + dense_bytes,
         host_available=available_host_bytes(),
     )
@@ -79,8 +80,13 @@ def require_host_memory(needed: int, purpose: str) -> None:
             )
 
 
-def shard_bytes(plan: ShardingPlan, rank: int, device_type: str) -> tuple[int, int]:
-    """Bytes of the shards of ``rank`` and of their optimiser's moments: on its device, and in host memory."""
+def _free_device_bytes(device: torch.device) -> int:
+    """What the device has free, and what torch holds of it for tensors to come."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def shard_bytes(plan: ShardingPlan, rank: int, device_type: str, cache_load_factor: float) -> tuple[int, int]:
+    """Bytes of the shards of ``rank`` and of their optimiser's moments: on its device, caches included, and in host memory."""
     on_device = on_host = 0
     for kernel, owner, rows, columns in _shards(plan):
         if owner == rank:
@@ -89,6 +95,8 @@ def shard_bytes(plan: ShardingPlan, rank: int, device_type: str) -> tuple[int, i
                 on_device += size
             else:
                 on_host += size
+                if kernel.endswith("uvm_caching"):
+                    on_device += int(cache_load_factor * size)
     return on_device, on_host
 
 

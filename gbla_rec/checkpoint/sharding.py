@@ -61,7 +61,7 @@ def sharded_retriever(
     retriever.history.to(device)
     request = PlanRequest(retriever, model.embedding, Cluster.current(device), tokens_per_batch)
     plan = on_first_rank(lambda: plan_tables(request).sharding_plan)
-    require_memory(plan, retriever.history, device)
+    require_memory(plan, retriever.history, device, model.embedding.cache_load_factor)
     sharders: list[ModuleSharder[nn.Module]] = [table_sharder(model.embedding, device.type)]  # type: ignore[list-item]
     process_group = dist.group.WORLD
     assert process_group is not None

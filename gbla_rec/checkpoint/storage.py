@@ -64,7 +64,12 @@ def write_checkpoint(run_dir: Path, state: dict[str, Any], progress: Progress, g
         if final.exists():
             # moved, then deleted: what is deleted half way must not look complete
             final.rename(outdated)
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if outdated.exists():
+                outdated.rename(final)
+            raise
         shutil.rmtree(outdated, ignore_errors=True)
 
     on_first_rank(prepare, group)
@@ -117,7 +122,8 @@ def _cause(error: BaseException) -> str:
 
 def _digests(directory: Path, group: dist.ProcessGroup | None = None) -> dict[str, str]:
     """Digests of all files of a checkpoint, on every rank; each rank reads its share, and all raise if one cannot."""
-    names = list(file_sizes(directory))
+    # one listing for all: a shared file system may show ranks different ones, and no file may go unread
+    names = on_first_rank(lambda: list(file_sizes(directory)), group)
     own: dict[str, str] | OSError
     try:
         own = {name: file_digest(directory / name) for name in names[dist.get_rank() :: dist.get_world_size()]}

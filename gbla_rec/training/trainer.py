@@ -41,6 +41,15 @@ from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 from gbla_rec.training.step_window import StepWindow
 
+CHANGEABLE = frozenset(
+    (
+        *("model.kernels", "model.encoder.activation_checkpointing", "model.embedding.placement", "model.embedding.cache_load_factor"),
+        *("model.embedding.memory_reserve", "stream.linear_cost", "stream.quadratic_cost", "stream.target_cost", "training.compile"),
+        *("training.prefetch_factor", "training.profile_steps", "training.async_save", "training.log_every"),
+    )
+)
+"""Settings of how, not what, a run computes: a resumed run may have others."""
+
 
 class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
@@ -259,7 +268,7 @@ def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_
             if resume_step is not None:
                 raise
         else:
-            differing = differing_fields(read_config(run_dir), config)
+            differing = sorted(set(differing_fields(read_config(run_dir), config)) - CHANGEABLE)
             if differing:
                 raise ValueError(
                     f"cannot resume {run_dir}: its config.json differs in {', '.join(differing)}; give the same options, "

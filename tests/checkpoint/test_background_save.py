@@ -182,3 +182,33 @@ def test_sigterm_waits_for_what_is_pending(run_ranks: Any, tiny_run: Any) -> Non
     config = named(tiny_run(), "stopped", num_steps=9, save_every=2, validate_every=9)
     assert run_ranks(stop_while_a_save_is_pending, 1, config) == [143]
     assert [found.progress.step for found in checkpoints(workspace.latest_run_dir("stopped"))] == [2, 3]
+
+
+def interrupt_while_a_save_is_pending(rank: int, world_size: int, config: RunConfig) -> list[int]:
+    from gbla_rec.checkpoint import background_save
+    from gbla_rec.training import step_window, trainer
+
+    write, add = background_save.write_checkpoint, step_window.StepWindow.add
+
+    def slow(*arguments: Any) -> Path:
+        time.sleep(0.5)
+        return write(*arguments)
+
+    def interrupt(self: Any, *arguments: Any) -> None:
+        add(self, *arguments)
+        if len(interrupted) == 3:
+            raise KeyboardInterrupt
+        interrupted.append(1)
+
+    interrupted: list[int] = []
+    background_save.write_checkpoint = slow
+    step_window.StepWindow.add = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, device=CPU)
+    return [checkpoint.progress.step for checkpoint in checkpoints(workspace.latest_run_dir(config.name))]
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_a_rank_alone_waits_for_its_save_whatever_ends_it(run_ranks: Any, tiny_run: Any) -> None:
+    config = named(tiny_run(), "interrupted", num_steps=6, save_every=3, validate_every=6)
+    assert run_ranks(interrupt_while_a_save_is_pending, 1, config) == [[3]]

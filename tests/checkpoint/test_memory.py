@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
+from gbla_rec.checkpoint import memory
 from gbla_rec.checkpoint.host_memory import available_host_bytes, total_host_bytes
 from gbla_rec.checkpoint.memory import MemoryBalance, find_obstacle
 from gbla_rec.config import RunConfig
@@ -35,8 +39,8 @@ def test_available_memory_is_what_the_kernel_says_or_a_group_allows(tmp_path: Pa
     # the parent's limit counts
     assert (available_host_bytes(second), total_host_bytes(second)) == (2_000_000, 5_000_000)
     # a file cache is given up when memory is needed
-    files(second, **{"sys__fs__cgroup__job__memory_dot_stat": "active_file 7\ninactive_file 1500000\n"})
-    assert available_host_bytes(second) == 3_500_000
+    files(second, **{"sys__fs__cgroup__job__memory_dot_stat": "active_file 7\ninactive_file 1500000\nslab_reclaimable 10\nanon 99\n"})
+    assert available_host_bytes(second) == 3_500_017
     first = files(tmp_path / "v1", proc__meminfo=MEMINFO, proc__self__cgroup="4:cpu,memory:/docker/of-the-host\n0::/\n")
     (first / "sys/fs/cgroup/memory").mkdir(parents=True)
     (first / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("4000000\n")
@@ -125,3 +129,12 @@ def test_evaluation_and_recommendation_state_the_bytes_before_they_allocate(run_
         tables = (1 << 16) * (8 + 1) * 4 + 1 * (8 + 1) * 4
         assert tables < needed < tables + 100_000
     assert re.search(r"rank 1 needs .* of host memory to read the largest piece of \S+step_00000001, and has", first["read"]), first["read"]
+
+
+def test_a_cache_of_host_rows_takes_device_memory() -> None:
+    placement = torch.distributed._remote_device("rank:0/cuda:0")
+    spec = EnumerableShardingSpec([ShardMetadata(shard_offsets=[0, 0], shard_sizes=[1000, 16], placement=placement)])
+    for kernel, device, host in (("fused", 68_000, 0), ("fused_uvm", 0, 68_000), ("fused_uvm_caching", 17_000, 68_000)):
+        sharding = ParameterSharding("table_wise", kernel, [0], spec)
+        plan = ShardingPlan({"tables": EmbeddingModuleShardingPlan({"t": sharding})})
+        assert memory.shard_bytes(plan, 0, "cuda", 0.25) == (device, host)

@@ -191,3 +191,19 @@ def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
 
 def test_code_version_names_the_packages() -> None:
     assert code_version()["torch"] == torch.__version__
+
+
+def save_where_ranks_see_different_files(rank: int, world_size: int, config: RunConfig) -> tuple[set[str], set[str]]:
+    from gbla_rec.checkpoint import storage
+
+    file_sizes = storage.file_sizes
+    if rank == 1:
+        storage.file_sizes = lambda path: {name: size for name, size in file_sizes(path).items() if not name.startswith(".")}
+    progress = checkpoints(Path(train_run(rank, world_size, config)))[-1].progress
+    return set(progress.file_sizes), set(progress.file_digests)
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_every_file_has_a_digest_where_ranks_list_a_directory_differently(run_ranks: Any, tiny_run: Any) -> None:
+    for sizes, digests in run_ranks(save_where_ranks_see_different_files, 2, tiny_run()):
+        assert sizes == digests and len(sizes) == 3

@@ -152,6 +152,9 @@ def test_resuming_with_another_config_is_refused(run_ranks: Any, tiny_run: Any) 
         train_and_read(rank, world_size, config)
         with pytest.raises(ValueError, match=r"cannot resume .* config.json differs in seed;") as refused:
             train_and_read(rank, world_size, dataclasses.replace(config, seed=5), True)
+        # how a run computes may change
+        kernels = dataclasses.replace(config.model, kernels="reference")
+        train_and_read(rank, world_size, dataclasses.replace(config, model=kernels), True)
         return str(refused.value)
 
     assert len(set(run_ranks(attempt, 2))) == 1
