@@ -32,7 +32,8 @@ def stop_at(bad: BadStep, run_dir: Path, stream: TrainingStream) -> NoReturn:
     unsaved = "; ".join(f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(outcomes) if failure)
     saved = f"its batch is in {directory}, a file for each rank" + (f" (not saved: {unsaved})" if unsaved else "")
     raise FloatingPointError(
-        f"step {bad.step} is not finite ({findings}); from it on no weight changed (tables keep earlier micro batches of it), nothing was saved since; {saved}; "
+        f"step {bad.step} is not finite ({findings}); from it on no weight changed (tables keep earlier micro batches of it), "
+        f"nothing was saved since; {saved}; "
         "train with --resume to go on from the newest checkpoint; if the step fails again, look at its batch, or start a new run "
         "with a lower --optimizer.learning-rate"
     )
