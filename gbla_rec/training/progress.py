@@ -23,9 +23,12 @@ class RunLog:
 
     def __init__(self, run_dir: Path, *, num_steps: int, first_step: int, enabled: bool) -> None:
         self.enabled = enabled
+        if enabled:
+            self._open(run_dir, num_steps, first_step)
+        # last: nothing that fails may leave its port bound
         self._endpoint = MetricsEndpoint.from_environment(run_dir, num_steps)
-        if not enabled:
-            return
+
+    def _open(self, run_dir: Path, num_steps: int, first_step: int) -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),

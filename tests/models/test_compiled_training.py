@@ -175,7 +175,8 @@ def test_compiled_training_on_a_gpu_is_near_eager_with_a_graph_for_each_attentio
     compiled.compile_training(counter)
     # long rows, short rows, rows of one length that cuDNN takes dense, and others of one length; then each again in other sizes
     first = [([300, 7, 0, 1000], [9, 1, 2, 5]), ([40, 3], [16, 1]), ([512, 512], [8, 8]), ([40, 40], [9, 9])]
-    again = [([2, 700, 90], [3, 9, 9]), ([200, 0, 1], [0, 30, 1]), ([640] * 3, [10, 0, 9]), ([33] * 5, [5] * 5)]
+    # with targets on rows of 0 and 1 events alone, gradients before the cross-attention would be zero but for rounding
+    again = [([2, 700, 90], [3, 9, 9]), ([200, 0, 1], [4, 30, 1]), ([640] * 3, [10, 0, 9]), ([33] * 5, [5] * 5)]
     num_graphs = 0
     for lengths, targets in [*first, *again]:
         if lengths == again[0][0]:
@@ -183,9 +184,6 @@ def test_compiled_training_on_a_gpu_is_near_eager_with_a_graph_for_each_attentio
         with torch.autocast("cuda", dtype=torch.bfloat16):
             expected, actual = (outcome(model, *history_batch(lengths, targets, "cuda")) for model in (eager, compiled))
         assert relative_error(actual["nll"], expected["nll"]) < 0.01
-        # gradients that are zero but for rounding count by the largest
-        floor = 1e-6 * max(float(value.float().norm()) for value in expected.values())
         for name, value in expected.items():
-            difference = float((actual[name].float() - value.float()).norm())
-            assert difference < 0.1 * float(value.float().norm()) + floor, (name, lengths)
+            assert relative_error(actual[name].float(), value.float()) < 0.1, (name, lengths)
     assert num_graphs == counter.frame_count <= 4

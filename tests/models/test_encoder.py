@@ -12,7 +12,7 @@ from gbla_kernels.rotary.reference import rotary_tables, rotate
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.encoder import HybridEncoder, recency_buckets
-from gbla_rec.models.layers import GatedBidirectionalLinearAttention, SoftmaxAttention
+from gbla_rec.models.layers import GatedBidirectionalLinearAttention, RMSNorm, SoftmaxAttention
 
 LENGTHS = [0, 5, 1, 0, 37]
 BASE = EncoderConfig(model_dim=16, num_heads=2, pattern="SGG", ffn_dim=24)
@@ -172,3 +172,14 @@ def test_bad_values_and_offsets_are_named() -> None:
         dataclasses.replace(BASE, pattern="SX")
     with pytest.raises(ValueError, match=r"EncoderConfig.window must be positive, got 0"):
         dataclasses.replace(BASE, window=0)
+
+
+def test_norm_keeps_the_dtype_of_its_input_and_one_epsilon() -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(64)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(7, 64) * 1e-3
+    exact = (x.double() * (x.double().square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt()) * norm.weight.double()
+    assert norm(x).dtype == torch.float32 and relative_error(norm(x), exact) < 1e-6
+    # three roundings to bf16: of x, the weight and the result
+    assert norm(x.bfloat16()).dtype == torch.bfloat16 and relative_error(norm(x.bfloat16()), exact) < 3 * 2**-9

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gbla_rec.models.keyed_dropout import keyed_dropout, mix64
+from gbla_rec.models import keyed_dropout as keyed_dropout_module
+from gbla_rec.models.keyed_dropout import keyed_dropout, mix64, wrap64
 
 
 def test_mix64_is_splitmix64() -> None:
@@ -36,3 +37,12 @@ def test_no_keys_or_no_probability_change_nothing() -> None:
     x = torch.randn(3, 4)
     assert keyed_dropout(x, None, 0.5, 0) is x
     assert keyed_dropout(x, torch.arange(3), 0.0, 0) is x
+
+
+def test_four_neighbours_share_the_hash_of_their_key_and_column() -> None:
+    keys, salt, multipliers = torch.tensor([5, -(2**62), 2**63 - 1]), 3, keyed_dropout_module._MULTIPLIERS
+    hashed = mix64(keys + wrap64(salt * multipliers[1]))
+    for column in range(6):
+        draws = mix64(hashed + wrap64(column * multipliers[2])).view(torch.int16).view(3, 4)
+        mask = keyed_dropout(torch.ones(3, 24), keys, 0.5, salt)[:, 4 * column : 4 * column + 4]
+        assert torch.equal(mask > 0, draws >= 0)
