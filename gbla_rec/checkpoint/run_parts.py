@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_kernels.dispatch import INTERPRETED
@@ -19,9 +20,14 @@ from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.data.item_queries import QueryMaker
 from gbla_rec.models.autocast import autocast
 from gbla_rec.models.retriever import GenerativeRetriever
+from gbla_rec.semantic_ids.features import load_item_features
 from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
+
+ITEMS_AT_ONCE = 1 << 16
+"""Items whose vectors are looked up in one exchange."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +69,17 @@ class RunParts:
             tokens_per_batch=config.stream.tokens_per_batch,
             seed=config.seed,
             device=device,
+            item_features=torch.from_numpy(load_item_features(ids_dir, semantic_ids.num_items)) if embedding.item_features else None,
         )
+        query_maker = None
+        if config.model.has_item_head:
+            query_maker = QueryMaker(config.model.item_head, semantic_ids.num_items, dataset.num_train_events(), config.seed)
         collator = Collator(
             embedding,
             dataset.items()["item_id"].to_list(),
             num_code_levels=len(semantic_ids.widths),
             world_size=dist.get_world_size(),
+            query_maker=query_maker,
         )
         return cls(config, dataset, semantic_ids, collator, model, device)
 
@@ -102,6 +113,15 @@ class RunParts:
         )
         for histories in batches:
             yield histories, self.collator(histories).to(self.device)
+
+    def item_vectors(self) -> Tensor:
+        """Vectors ``(N, D)`` of the whole catalogue for the item-level head; all ranks call it together."""
+        vectors = []
+        for items in torch.arange(self.semantic_ids.num_items).split(ITEMS_AT_ONCE):
+            features = self.collator.item_features(items).to(self.device)
+            with self.autocast():
+                vectors.append(self.retriever.item_vectors(features, items.to(self.device)))
+        return torch.cat(vectors)
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 on CUDA; fp32 on CPU, where bf16 is slower."""

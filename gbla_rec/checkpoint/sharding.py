@@ -33,6 +33,7 @@ def sharded_retriever(
     tokens_per_batch: int,
     seed: int,
     device: torch.device,
+    item_features: Tensor | None = None,
 ) -> DistributedModelParallel:
     """Build, plan, shard and initialise the retriever on the current process group.
 
@@ -48,6 +49,7 @@ def sharded_retriever(
         tokens_per_batch: tokens of a global batch, from which the planner estimates what ranks exchange.
         seed: of all weights.
         device: of this rank.
+        item_features: ``(N, F)`` fp32, where the model reads them.
 
     Raises:
         ValueError: on all ranks, if the tables do not fit the machines, or what is free of their memory now; states the bytes and
@@ -57,7 +59,9 @@ def sharded_retriever(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backend = Backend(model.kernels_on(device.type))
-        retriever = GenerativeRetriever(tables, model, feature_names(model.embedding), item_codes, widths, backend=backend)
+        retriever = GenerativeRetriever(
+            tables, model, feature_names(model.embedding), item_codes, widths, backend=backend, item_features=item_features
+        )
     retriever.history.to(device)
     request = PlanRequest(retriever, model.embedding, Cluster.current(device), tokens_per_batch)
     plan = on_first_rank(lambda: plan_tables(request).sharding_plan)

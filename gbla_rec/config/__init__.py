@@ -12,6 +12,8 @@ from gbla_rec.config.data import SplitKind as SplitKind
 from gbla_rec.config.data import StreamConfig as StreamConfig
 from gbla_rec.config.data import TieRule as TieRule
 from gbla_rec.config.evaluation import EvaluationConfig as EvaluationConfig
+from gbla_rec.config.item_head import ItemHeadConfig as ItemHeadConfig
+from gbla_rec.config.item_head import ItemLoss as ItemLoss
 from gbla_rec.config.json_form import ConfigT as ConfigT
 from gbla_rec.config.json_form import differing_fields as differing_fields
 from gbla_rec.config.json_form import from_json as from_json
@@ -25,6 +27,7 @@ from gbla_rec.config.model import EncoderConfig as EncoderConfig
 from gbla_rec.config.model import FeatureMap as FeatureMap
 from gbla_rec.config.model import Kernels as Kernels
 from gbla_rec.config.model import ModelConfig as ModelConfig
+from gbla_rec.config.model import Objective as Objective
 from gbla_rec.config.model import Placement as Placement
 from gbla_rec.config.model import Sharding as Sharding
 from gbla_rec.config.multiply_adds import BatchSizes as BatchSizes

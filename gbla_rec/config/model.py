@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gbla_rec.config.item_head import ItemHeadConfig
 from gbla_rec.config.rules import require, require_choice, require_positive
 
 Direction = Literal["bidirectional", "causal"]
@@ -11,6 +12,7 @@ Kernels = Literal["auto", "reference", "triton"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 Placement = Literal["auto", "hbm", "uvm_caching", "uvm"]
 Communication = Literal["fp32", "bf16"]
+Objective = Literal["generative", "item", "joint"]
 PATTERN_LETTERS = "SGW"
 TRITON_MAX_CONV_WIDTH = 8
 """Taps of a convolution that the Triton kernels hold."""
@@ -43,6 +45,11 @@ class EmbeddingConfig:
     part, activations and communication."""
     communication: Communication = "fp32"
     """What rows, and their gradients on the way back, are rounded to while ranks exchange them."""
+    id_dropout: float = 0.0
+    """Probability that an event's item-id rows are left out in training: the model then leans on codes, features and context.
+    1 leaves ids out altogether."""
+    item_features: bool = False
+    """Also read the item embeddings that the semantic IDs were made from, projected to the model width."""
 
     def __post_init__(self) -> None:
         require_choice(self, "sharding", Sharding)
@@ -52,6 +59,7 @@ class EmbeddingConfig:
         require(0 <= self.memory_reserve < 1, "EmbeddingConfig.memory_reserve", "lie in [0, 1)", self.memory_reserve)
         require_positive(self, "num_hashes", "rows_per_table", "dim")
         require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
+        require(0 <= self.id_dropout <= 1, "EmbeddingConfig.id_dropout", "lie in [0, 1]", self.id_dropout)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +135,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Tables, encoder and decoder."""
+    """Tables, encoder, and what predicts: the decoder, the item-level head, or both."""
 
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -136,9 +144,20 @@ class ModelConfig:
     """``triton``: the fused GPU kernels of linear attention, convolution, rotary embedding and cross-attention, on CUDA only;
     ``reference``: plain torch, anywhere; ``auto``: ``triton`` on CUDA where the model has a kernel for every part, else
     ``reference``. The weights are the same."""
+    objective: Objective = "generative"
+    """``generative``: the decoder's semantic IDs; ``item``: the item-level head alone, without a decoder; ``joint``: both on one encoder."""
+    item_head: ItemHeadConfig = field(default_factory=ItemHeadConfig)
 
     def __post_init__(self) -> None:
         require_choice(self, "kernels", Kernels)
+        require_choice(self, "objective", Objective)
+        sees_no_target = not self.item_head.every_position or (self.encoder.direction == "causal" and self.objective == "item")
+        require(
+            sees_no_target,
+            "ItemHeadConfig.every_position",
+            "be False unless objective is 'item' and EncoderConfig.direction 'causal': any other encoder would see the events to predict",
+            (self.objective, self.encoder.direction),
+        )
         require(
             self.encoder.model_dim % self.decoder.num_heads == 0,
             "DecoderConfig.num_heads",
@@ -147,6 +166,16 @@ class ModelConfig:
         )
         obstacle = self._triton_obstacle()
         require(self.kernels != "triton" or obstacle is None, "ModelConfig.kernels", f"be 'reference' where {obstacle}", self.kernels)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether semantic IDs are generated."""
+        return self.objective != "item"
+
+    @property
+    def has_item_head(self) -> bool:
+        """Whether items are scored."""
+        return self.objective != "generative"
 
     def kernels_on(self, device_type: str) -> Literal["reference", "triton"]:
         """The kernels that run on a ``"cpu"`` or ``"cuda"`` device."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from gbla_rec.config.data import StreamConfig
 from gbla_rec.config.evaluation import EvaluationConfig
 from gbla_rec.config.model import ModelConfig
-from gbla_rec.config.rules import require_plain_name
+from gbla_rec.config.rules import require, require_plain_name
 from gbla_rec.config.semantic_ids import SemanticIdConfig
 from gbla_rec.config.training import OptimizerConfig, TrainingConfig
 
@@ -30,3 +30,5 @@ class RunConfig:
     def __post_init__(self) -> None:
         for argument, value in (("name", self.name), ("dataset", self.dataset)):
             require_plain_name(f"RunConfig.{argument}", value)
+        has_query = not self.model.has_item_head or self.stream.min_history_length > 0
+        require(has_query, "StreamConfig.min_history_length", "be positive where items are scored: an empty history has no query", 0)

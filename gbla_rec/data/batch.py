@@ -1,7 +1,8 @@
 """Collate: from a jagged batch of histories to the tensors of one training or evaluation step."""
 
-# B rows, L history tokens, S targets, C code levels, F features (docs/shapes.md)
+# B rows, L history tokens, S targets, C code levels, P queries, F features (docs/shapes.md)
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from gbla_kernels import JaggedLayout
 from gbla_rec.config import EmbeddingConfig
 from gbla_rec.data.hashing import hash_rows
 from gbla_rec.data.histories import HistoryBatch, StreamPosition
+from gbla_rec.data.item_queries import ItemQueries, QueryMaker
 
 
 def hash_feature(index: int) -> str:
@@ -41,8 +43,9 @@ class Batch(Pipelineable):
     """One rank's part of a global batch.
 
     Attributes:
-        features: keys of ``feature_names``, each with ``L`` values: the histories, ready for the tables. Its rows are runs of
-            ``IDS_PER_RUN`` ids, whatever the rows of the histories: the tables know ids only, and look up the ids of a row one by one.
+        features: keys of ``feature_names``, each with ``L`` values, the histories, and one for each candidate of ``queries``: ready for
+            the tables. Its rows are runs of ``IDS_PER_RUN`` ids, whatever the rows of the histories: the tables know ids only, and look
+            up the ids of a row one by one.
         items: ``(L,)`` int64 item indices of the histories.
         layout: rows of the histories.
         targets: ``(S,)`` int64 item indices to predict.
@@ -50,8 +53,9 @@ class Batch(Pipelineable):
         token_keys: ``(L,)`` int64 keys of the dropout masks; ``target_keys`` ``(S,)`` likewise.
         loss_weight: ranks / targets of the global batch: makes the mean of rank gradients the gradient of the global mean.
         next_position: where the stream goes on after this global batch; None in evaluation.
-        num_global_targets: targets of the global batch.
+        num_global_targets: predictions of the global batch: its targets, or its events where every event predicts the next.
         num_global_tokens: history events of the global batch.
+        queries: what the item-level head predicts; None without such a head.
     """
 
     features: KeyedJaggedTensor
@@ -65,19 +69,23 @@ class Batch(Pipelineable):
     next_position: StreamPosition | None
     num_global_targets: int
     num_global_tokens: int
+    queries: ItemQueries | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The batch on ``device``."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in _MOVABLE})
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._movable()})
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _MOVABLE})
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in self._movable()})
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep device memory until ``stream`` has passed this point."""
-        for name in _MOVABLE:
+        for name in self._movable():
             getattr(self, name).record_stream(stream)
+
+    def _movable(self) -> tuple[str, ...]:
+        return _MOVABLE if self.queries is None else (*_MOVABLE, "queries")
 
 
 _MOVABLE = ("features", "items", "layout", "targets", "code_layout", "token_keys", "target_keys")
@@ -88,10 +96,16 @@ class Collator:
     """Turns ``HistoryBatch`` into ``Batch``; hashing happens here, on the CPU, where TorchRec's pipeline can overlap it."""
 
     def __init__(
-        self, config: EmbeddingConfig, item_ids: list[int] | list[str] | NDArray[np.int64], *, num_code_levels: int, world_size: int = 1
+        self,
+        config: EmbeddingConfig,
+        item_ids: list[int] | list[str] | NDArray[np.int64],
+        *,
+        num_code_levels: int,
+        world_size: int = 1,
+        query_maker: QueryMaker | None = None,
     ) -> None:
-        """``item_ids``: ``(N,)`` original ids in item-index order."""
-        self.config = config
+        """``item_ids``: ``(N,)`` original ids in item-index order; ``query_maker``: where the model has an item-level head."""
+        self.config, self.query_maker = config, query_maker
         self.num_code_levels, self.world_size = num_code_levels, world_size
         self.hash_rows = torch.from_numpy(hash_rows(item_ids, config.num_hashes, config.rows_per_table, config.hash_seed))
         self.features = feature_names(config)
@@ -104,23 +118,40 @@ class Collator:
         target_offsets = _at_least_one_row(torch.from_numpy(histories.target_offsets))
         user_rows = torch.from_numpy(histories.user_rows) if len(histories.user_rows) else torch.zeros(1, dtype=torch.int64)
         lengths = offsets.diff()
-        values = [row_of_item[items] for row_of_item in self.hash_rows]
-        values += [torch.from_numpy(histories.context[column]).to(torch.int64) for column in self.config.context_features]
+        queries = self.query_maker(histories) if self.query_maker is not None else None
+        context = {column: torch.from_numpy(histories.context[column]).to(torch.int64) for column in self.config.context_features}
         target_lengths = target_offsets.diff()
         token_keys = torch.from_numpy(histories.token_keys)
+        num_predictions = histories.global_num_tokens if self._predicts_events(histories) else histories.global_num_targets
         return Batch(
-            features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=_runs(items.numel()).repeat(len(values))),
+            features=self._features(items if queries is None else torch.cat([items, queries.candidates]), context),
             items=items,
             layout=JaggedLayout.from_lengths(lengths),
             targets=torch.from_numpy(histories.targets),
             code_layout=JaggedLayout.from_lengths(target_lengths * self.num_code_levels),
             token_keys=token_keys,
             target_keys=_target_keys(token_keys, offsets, target_lengths, user_rows),
-            loss_weight=self.world_size / max(histories.global_num_targets, 1),
+            loss_weight=self.world_size / max(num_predictions, 1),
             next_position=histories.next_position,
-            num_global_targets=histories.global_num_targets,
+            num_global_targets=num_predictions,
             num_global_tokens=histories.global_num_tokens,
+            queries=queries,
         )
+
+    def item_features(self, items: Tensor) -> KeyedJaggedTensor:
+        """Items on their own ``(n,)`` int64, without a context, ready for the tables."""
+        return self._features(items, {})
+
+    def _features(self, items: Tensor, context: Mapping[str, Tensor]) -> KeyedJaggedTensor:
+        """One value for each item; context values belong to the first items, the others get value 0, which nothing reads."""
+        values = [row_of_item[items] for row_of_item in self.hash_rows]
+        for column in self.config.context_features:
+            known = context.get(column, items[:0])
+            values.append(torch.cat([known, known.new_zeros(items.numel() - known.numel())]))
+        return KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=_runs(items.numel()).repeat(len(values)))
+
+    def _predicts_events(self, histories: HistoryBatch) -> bool:
+        return self.query_maker is not None and self.query_maker.asks_every_event(histories)
 
 
 def _runs(num_ids: int) -> Tensor:

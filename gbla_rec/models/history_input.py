@@ -1,36 +1,72 @@
 """From table rows, context rows and semantic-ID codes to the encoder's input tokens."""
 
-# L tokens, C code levels, D model width (docs/shapes.md)
+# L tokens, C code levels, F item features, D model width (docs/shapes.md)
 
 import torch
 from torch import Tensor, nn
 
+from gbla_rec.config import EmbeddingConfig
+from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import initialized_linear
+
+ID_DROPOUT_SALT = 2001
 
 
 class HistoryInput(nn.Module):
     """Concatenates the embeddings of an event and projects them to the model width (multi-hash: arXiv 2606.07317)."""
 
-    def __init__(self, features: list[str], table_dim: int, code_widths: tuple[int, ...], code_dim: int, model_dim: int) -> None:
+    def __init__(
+        self, features: list[str], config: EmbeddingConfig, code_widths: tuple[int, ...], model_dim: int, *, feature_dim: int = 0
+    ) -> None:
+        """Make the parts.
+
+        Args:
+            features: of the tables, those of the item ids first.
+            config: of the tables and codes.
+            code_widths: codes of each level, ``C`` entries.
+            model_dim: ``D``.
+            feature_dim: ``F``, width of the item features; 0: there are none.
+        """
         super().__init__()
-        self.features = features
+        self.features, self.config = features, config
+        code_dim = config.semantic_code_dim
         self.code_embeddings = nn.ModuleList(nn.Embedding(width, code_dim) for width in code_widths if code_dim)
         for embedding in self.code_embeddings:
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, std=max(code_dim, 1) ** -0.5)
-        in_dim = len(features) * table_dim + len(self.code_embeddings) * code_dim
+        in_dim = len(features) * config.dim + len(self.code_embeddings) * code_dim + feature_dim
+        num_parts = len(features) + len(self.code_embeddings) + (feature_dim > 0)
         # rows have variance 1 / dim: the scale brings the token to unit variance
-        self.projection = initialized_linear(in_dim, model_dim, scale=(in_dim / (len(features) + len(self.code_embeddings))) ** 0.5)
+        self.projection = initialized_linear(in_dim, model_dim, scale=(in_dim / num_parts) ** 0.5)
 
-    def forward(self, rows: list[Tensor], codes: Tensor) -> Tensor:
+    def forward(self, rows: list[Tensor], codes: Tensor, item_features: Tensor | None = None, token_keys: Tensor | None = None) -> Tensor:
         """Build the tokens.
 
         Args:
             rows: ``(L, table_dim)`` of each feature, in order.
             codes: ``(L, C)`` int64 semantic-ID codes of the items.
+            item_features: ``(L, F)`` features of the items, where the input has any.
+            token_keys: ``(L,)`` int64, in training: choose the events whose ids are left out.
 
         Returns:
             ``(L, D)``.
         """
-        parts = rows + [embedding(codes[:, level]) for level, embedding in enumerate(self.code_embeddings)]
+        num_ids = self.config.num_hashes
+        parts = [self._drop_ids(row, token_keys) for row in rows[:num_ids]] + rows[num_ids:]
+        parts += [embedding(codes[:, level]) for level, embedding in enumerate(self.code_embeddings)]
+        if item_features is not None:
+            parts.append(item_features.to(rows[0].dtype))
         return self.projection(torch.cat(parts, dim=-1))  # type: ignore[no-any-return]
+
+    def items(self, rows: list[Tensor], codes: Tensor, item_features: Tensor | None = None) -> Tensor:
+        """Items on their own, without a context: the vectors ``(n, D)`` that the item-level head scores; arguments as in ``forward``."""
+        num_ids = self.config.num_hashes
+        return self([*rows[:num_ids], *(torch.zeros_like(row) for row in rows[num_ids:])], codes, item_features)  # type: ignore[no-any-return]
+
+    def _drop_ids(self, row: Tensor, token_keys: Tensor | None) -> Tensor:
+        probability = self.config.id_dropout
+        if probability == 1:
+            return torch.zeros_like(row)
+        # one draw for the event: its ids stay or go together
+        kept = keyed_dropout(row.new_ones(row.shape[0], 1), token_keys, probability, ID_DROPOUT_SALT)
+        return row * kept

@@ -1,8 +1,9 @@
-"""The generative retriever: sharded tables, hybrid encoder, semantic-ID decoder."""
+"""The retriever: sharded tables, hybrid encoder, and a semantic-ID decoder, an item-level head, or both."""
 
-# B rows, L history tokens, S targets, C code levels, M beams, D model width (docs/shapes.md)
+# B rows, L history tokens, S targets, P queries, C code levels, M beams, D model width (docs/shapes.md)
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,50 +14,90 @@ from gbla_rec.config import ModelConfig
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
 from gbla_rec.models.history_input import HistoryInput
+from gbla_rec.models.item_head import ItemHead
 from gbla_rec.models.losses import semantic_id_nll
 from gbla_rec.models.step_parts import step_part
 from gbla_rec.models.table_boundary import HasValues, TableBoundary
 
 if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
     from gbla_rec.data.batch import Batch
+    from gbla_rec.data.item_queries import ItemQueries
 
 MIN_COMPILED = 16
 """Tokens and targets of a batch that runs compiled: sizes of 0 and 1, and rows shorter than a convolution, are graphs of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedHistories:
+    """What a batch of histories is searched with.
+
+    Attributes:
+        memory: what the decoder reads; None without a decoder.
+        queries: ``(B, D)`` of the item-level head, of the newest event of each row; None without such a head.
+    """
+
+    memory: DecoderMemory | None
+    queries: Tensor | None
 
 
 class HistoryModel(nn.Module):
     """The dense part: everything after the tables. One module, so that TorchRec's pipeline traces around it."""
 
     item_codes: Tensor
+    item_features: Tensor | None
 
-    def __init__(self, config: ModelConfig, features: list[str], item_codes: Tensor, widths: tuple[int, ...], backend: Backend) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        features: list[str],
+        item_codes: Tensor,
+        widths: tuple[int, ...],
+        backend: Backend,
+        item_features: Tensor | None = None,
+    ) -> None:
         super().__init__()
         dim = config.encoder.model_dim
         self.config = config
-        self.input = HistoryInput(features, config.embedding.dim, widths, config.embedding.semantic_code_dim, dim)
+        feature_dim = 0 if item_features is None else item_features.shape[1]
+        self.input = HistoryInput(features, config.embedding, widths, dim, feature_dim=feature_dim)
         self.encoder = HybridEncoder(config.encoder, backend=backend)
-        self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend)
-        # not saved: the table of semantic IDs is an artifact of its own
+        self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend) if config.has_decoder else None
+        self.item_head = ItemHead(dim, config.item_head) if config.has_item_head else None
+        # not saved: semantic IDs and features are artifacts of their own
         self.register_buffer("item_codes", item_codes, persistent=False)
+        self.register_buffer("item_features", item_features, persistent=False)
         self._compiled: Callable[..., Tensor] | None = None
 
-    def encode(self, embedded: Mapping[str, HasValues], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> DecoderMemory:
-        """Embedded histories to the decoder's memory."""
-        return self._remember([embedded[name].values() for name in self.input.features], items, layout, token_keys)
+    def encode(self, embedded: Mapping[str, HasValues], batch: "Batch") -> EncodedHistories:
+        """Embedded histories to what searches read."""
+        encoded, _ = self._encode([embedded[name].values() for name in self.input.features], batch.items, batch.layout, None)
+        memory = None if self.decoder is None else self.decoder.remember(encoded, batch.layout)
+        queries = None if self.item_head is None else self.item_head.query(encoded, batch.layout.offsets[1:] - 1)
+        return EncodedHistories(memory, queries)
+
+    def item_vectors(self, embedded: Mapping[str, HasValues], items: Tensor) -> Tensor:
+        """Vectors ``(n, D)`` of ``items`` ``(n,)`` for the item-level head."""
+        return self._items([embedded[name].values() for name in self.input.features], items)
 
     def forward(self, embedded: Mapping[str, HasValues], batch: "Batch") -> tuple[Tensor, Tensor]:
-        """Loss (scalar, already weighted by ``batch.loss_weight``) and the targets' NLL ``(S,)`` in nats, detached."""
+        """Loss (scalar, already weighted by ``batch.loss_weight``) and the NLL of the predictions ``(S,)`` in nats, detached.
+
+        Where only the item-level head predicts, there is one NLL for each of its queries, ``(P,)``.
+        """
         # read here: TorchRec's awaitables end where a compiler begins
         with step_part("tables"):
             rows = [embedded[name].values() for name in self.input.features]
         tensors = (batch.items, batch.token_keys, batch.targets, batch.target_keys)
+        asked = () if batch.queries is None else (batch.queries.positions, batch.queries.labels)
         target_nll = self.target_nll
-        if self._compiled is not None and self.training and min(batch.items.numel(), batch.targets.numel()) >= MIN_COMPILED:
-            for tensor in (*rows, *tensors):
+        if self._compiled is not None and self.training and min(part.shape[0] for part in (*tensors, *asked)) >= MIN_COMPILED:
+            for tensor in (*rows, *tensors, *asked):
                 # else a compiler takes two sizes for one if they are equal in the first batch
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
             target_nll = self._compiled
-        nll = target_nll(rows, *tensors, batch.layout, batch.code_layout)
+        nll = target_nll(rows, *tensors, batch.layout, batch.code_layout, batch.queries)
         return nll.sum() * batch.loss_weight, nll.detach()
 
     def target_nll(
@@ -68,25 +109,35 @@ class HistoryModel(nn.Module):
         target_keys: Tensor,
         layout: JaggedLayout,
         code_layout: JaggedLayout,
+        queries: "ItemQueries | None" = None,
     ) -> Tensor:
-        """NLL of the targets ``(S,)`` in nats: everything of a step that is neither tables nor optimiser.
+        """NLL of the predictions in nats: everything of a step that is neither tables nor optimiser.
 
         Args:
-            rows: ``(L, table_dim)`` of each feature; all else as in ``Batch``.
+            rows: ``(L + candidates, table_dim)`` of each feature; all else as in ``Batch``.
             items: ``(L,)``.
             token_keys: ``(L,)``.
             targets: ``(S,)``.
             target_keys: ``(S,)``.
             layout: of the histories.
             code_layout: of the targets' codes.
+            queries: of the item-level head.
+
+        Returns:
+            ``(S,)`` fp32, or ``(P,)`` where only the item-level head predicts.
         """
-        memory = self._remember(rows, items, layout, token_keys)
-        codes = self.item_codes[targets]
-        with step_part("decoder"):
-            logits = self.decoder(codes, code_layout, memory, target_keys if self.training else None)
-        smoothing = self.config.decoder.label_smoothing if self.training else 0.0
-        with step_part("loss"):
-            return semantic_id_nll(logits, codes, label_smoothing=smoothing)
+        encoded, candidate_rows = self._encode(rows, items, layout, token_keys)
+        losses = []
+        if self.decoder is not None:
+            losses.append(self._code_nll(self.decoder, encoded, targets, target_keys, layout, code_layout))
+        if self.item_head is not None:
+            assert queries is not None
+            with step_part("item_head"):
+                vectors = self._items(candidate_rows, queries.candidates)
+                asking = self.item_head.query(encoded, queries.positions)
+                nll = self.item_head.nll(asking, queries.labels, vectors, queries.candidates, queries.log_expected)
+            losses.append(nll * self.config.item_head.weight if losses else nll)
+        return sum(losses[1:], losses[0])
 
     def compile_training(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile ``target_nll`` for training: one graph, with symbolic sizes, whatever the lengths of a batch."""
@@ -100,18 +151,45 @@ class HistoryModel(nn.Module):
         """Train in eager mode from here on."""
         self._compiled = None
 
-    def _remember(self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> DecoderMemory:
+    def _encode(
+        self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The encoded histories ``(L, D)``, and the rows of the candidates that follow them."""
+        num_events = items.shape[0]
         with step_part("input"):
-            tokens = self.input(rows, self.item_codes[items])
-        encoded = self.encoder(tokens, layout.offsets, layout=layout, token_keys=token_keys)
+            keys = token_keys if self.training else None
+            tokens = self.input([row[:num_events] for row in rows], self.item_codes[items], self._features_of(items), keys)
+        return self.encoder(tokens, layout.offsets, layout=layout, token_keys=token_keys), [row[num_events:] for row in rows]
+
+    def _items(self, rows: list[Tensor], items: Tensor) -> Tensor:
+        return self.input.items(rows, self.item_codes[items], self._features_of(items))
+
+    def _features_of(self, items: Tensor) -> Tensor | None:
+        return None if self.item_features is None else self.item_features[items]
+
+    def _code_nll(
+        self,
+        decoder: SemanticIdDecoder,
+        encoded: Tensor,
+        targets: Tensor,
+        target_keys: Tensor,
+        layout: JaggedLayout,
+        code_layout: JaggedLayout,
+    ) -> Tensor:
+        codes = self.item_codes[targets]
         with step_part("decoder"):
-            return self.decoder.remember(encoded, layout)
+            memory = decoder.remember(encoded, layout)
+            logits = decoder(codes, code_layout, memory, target_keys if self.training else None)
+        smoothing = self.config.decoder.label_smoothing if self.training else 0.0
+        with step_part("loss"):
+            return semantic_id_nll(logits, codes, label_smoothing=smoothing)
 
 
 class GenerativeRetriever(nn.Module):
-    """Reads histories and generates the semantic IDs of the next items.
+    """Reads histories and generates the semantic IDs of the next items, or scores whole items.
 
-    ``forward`` is one training step's loss. ``encode`` and ``next_log_probs`` are the two halves of beam search.
+    ``forward`` is one training step's loss. ``encode`` and ``next_log_probs`` are the two halves of beam search; the queries of
+    ``encode`` against ``item_vectors`` are item-level scores.
     """
 
     def __init__(
@@ -123,6 +201,7 @@ class GenerativeRetriever(nn.Module):
         widths: tuple[int, ...],
         *,
         backend: Backend = Backend.REFERENCE,
+        item_features: Tensor | None = None,
     ) -> None:
         """Join the parts.
 
@@ -133,11 +212,12 @@ class GenerativeRetriever(nn.Module):
             item_codes: ``(N, C)`` int64 semantic IDs.
             widths: codes of each level, ``C`` entries.
             backend: of the encoder's kernels and of the decoder's attention over the memory.
+            item_features: ``(N, F)`` fp32, where ``config.embedding.item_features`` reads them.
         """
         super().__init__()
         self.tables = tables
         self.table_boundary = TableBoundary()
-        self.history = HistoryModel(config, features, item_codes, widths, backend)
+        self.history = HistoryModel(config, features, item_codes, widths, backend, item_features)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Tensor]:
         """See ``HistoryModel.forward``."""
@@ -146,11 +226,27 @@ class GenerativeRetriever(nn.Module):
         return self.history(self.table_boundary(embedded), batch)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def encode(self, batch: "Batch") -> DecoderMemory:
-        """The memory of the batch's histories, for beam search."""
-        return self.history.encode(self.tables(batch.features), batch.items, batch.layout, None)
+    def encode(self, batch: "Batch") -> EncodedHistories:
+        """What searches read of the batch's histories."""
+        return self.history.encode(self.tables(batch.features), batch)
+
+    @torch.no_grad()
+    def item_vectors(self, features: "KeyedJaggedTensor", items: Tensor) -> Tensor:
+        """Vectors ``(n, D)`` that the item-level head scores; every rank must call it as often as the others.
+
+        Args:
+            features: from ``Collator.item_features``.
+            items: ``(n,)`` int64 item indices.
+        """
+        return self.history.item_vectors(self.tables(features), items)
 
     @torch.no_grad()
     def next_log_probs(self, prefixes: Tensor, beam_layout: JaggedLayout, memory: DecoderMemory) -> Tensor:
-        """See ``SemanticIdDecoder.next_log_probs``."""
+        """See ``SemanticIdDecoder.next_log_probs``.
+
+        Raises:
+            ValueError: if the model has no decoder.
+        """
+        if self.history.decoder is None:
+            raise ValueError("ModelConfig.objective must be 'generative' or 'joint' to generate semantic IDs, got 'item'")
         return self.history.decoder.next_log_probs(prefixes, beam_layout, memory)
