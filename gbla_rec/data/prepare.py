@@ -5,6 +5,7 @@ sort and write one shard at a time. Held in memory: the distinct users, items an
 """
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gbla_rec.data.dataset import PreparedDataset, add_items
 from gbla_rec.data.events import ITEM, PREFIX, TIME, USER, EventLog, open_events
 from gbla_rec.data.item_table import open_item_table
 from gbla_rec.data.new_directory import new_directory
+from gbla_rec.data.published import Convert
 from gbla_rec.data.schema import (
     CONTEXT_DIR,
     HISTORIES_DIR,
@@ -38,14 +40,20 @@ from gbla_rec.data.splits import resolve_split, split_points
 from gbla_rec.data.vocabulary import COUNT, Vocabulary, build_vocabulary, shard_ranges
 
 SPILL_DIR = "spill"
+CONVERTED_DIR = "converted"
 LENGTH_QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def prepare(config: PrepareConfig, output: Path) -> PreparedDataset:
+def prepare(config: PrepareConfig, output: Path, convert: Convert | None = None) -> PreparedDataset:
     """Prepare the log of ``config`` as the new directory ``output``.
 
     The content, and so ``content_hash``, does not depend on ``max_events_per_shard``, on the file format or (with
     ``ties="together"``) on the order of the rows. Nothing is left behind on an error.
+
+    Args:
+        config: what to prepare, and how.
+        output: must not exist.
+        convert: for files that are neither Parquet nor CSV; what it writes is deleted at the end.
 
     Raises:
         FileExistsError: if ``output`` exists.
@@ -53,8 +61,9 @@ def prepare(config: PrepareConfig, output: Path) -> PreparedDataset:
         ValueError: if the input is bad; the message names the file, the column and the row.
     """
     with new_directory(output) as directory:
-        table = open_item_table(config)
-        log = open_events(config, "unknown" if table is None else table.kind)
+        readable = config if convert is None else _converted(config, convert, directory)
+        table = open_item_table(readable)
+        log = open_events(readable, "unknown" if table is None else table.kind)
         vocabulary = build_vocabulary(log, table)
         counts = vocabulary.users[COUNT].to_numpy()
         shards = shard_ranges(counts, config.max_events_per_shard)
@@ -64,11 +73,18 @@ def prepare(config: PrepareConfig, output: Path) -> PreparedDataset:
         split = resolve_split(config.split, spill.times if log.has_timestamps else None)
         totals = _write_shards(directory, log, vocabulary, spill, shards, split)
         (directory / SPILL_DIR).rmdir()
+        if convert is not None:
+            shutil.rmtree(directory / CONVERTED_DIR)
         _write_items(directory, vocabulary, totals)
         _write_context(directory, vocabulary, totals)
         manifest = _manifest(config, log, vocabulary, split, totals)
         (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return PreparedDataset.open(output)
+
+
+def _converted(config: PrepareConfig, convert: Convert, directory: Path) -> PrepareConfig:
+    (directory / CONVERTED_DIR).mkdir()
+    return convert(config, directory / CONVERTED_DIR)
 
 
 @dataclasses.dataclass(slots=True)

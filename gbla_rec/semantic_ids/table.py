@@ -5,6 +5,7 @@ A directory of semantic IDs::
     table.parquet        item_id, item_index, code_0 .. code_{C - 1}; the last code tells apart items of one prefix
     centroids_0.npy ..   (codes used, D) fp32: the frozen codebooks
     embedding.json, embedding_*       what embeds a new item the same way
+    item_features.npy    (N, F) fp32: the embeddings, each of length 1 or zero, in item order
     semantic_ids.json    widths, settings, the dataset's hash, and the SHA-256 of every other file
     report.json, report.md            quality
 """

@@ -13,6 +13,7 @@ from gbla_rec.config import SemanticIdConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.new_directory import new_directory
 from gbla_rec.semantic_ids.embeddings import fit_embedder, load_embedder, save_embedder
+from gbla_rec.semantic_ids.features import save_item_features
 from gbla_rec.semantic_ids.quantizer import ResidualQuantizer, dedup_slots, default_codebook_width
 from gbla_rec.semantic_ids.report import quality_report, write_report
 from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
@@ -21,7 +22,7 @@ NUM_NAMED = 5
 
 
 def tokenize(dataset: PreparedDataset, config: SemanticIdConfig, output: Path) -> SemanticIdTable:
-    """Embed, quantise and number all items of ``dataset``; write table, codebooks, embedder and report to ``output``.
+    """Embed, quantise and number all items of ``dataset``; write table, codebooks, embedder, item features and report to ``output``.
 
     Args:
         dataset: its items, and for behaviour embeddings its training events (never validation or test events).
@@ -126,5 +127,6 @@ def _write(
         residual_energy=quantizer.residual_energy(embeddings, codes[:, :-1]),
     )
     write_report(report, directory)
+    save_item_features(embeddings, directory)
     table.write_files(directory, dataset_hash=dataset.manifest.content_hash, config=settings)
     return table
