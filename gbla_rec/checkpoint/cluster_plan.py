@@ -154,8 +154,14 @@ def _dense_shapes(config: RunConfig, catalogue: Catalogue) -> dict[str, torch.Si
     with torch.device("meta"):
         codes = torch.empty((catalogue.num_items, len(catalogue.code_widths)), dtype=torch.int64)
         model = config.model
-        history = HistoryModel(model, feature_names(model.embedding), codes, catalogue.code_widths, Backend.REFERENCE)
+        item_features = torch.empty((catalogue.num_items, _feature_dim(config))) if _feature_dim(config) else None
+        history = HistoryModel(model, feature_names(model.embedding), codes, catalogue.code_widths, Backend.REFERENCE, item_features)
     return {f"history.{name}": parameter.shape for name, parameter in history.named_parameters()}
+
+
+def _feature_dim(config: RunConfig) -> int:
+    """Width of the item features that the model reads; semantic IDs are made from embeddings of at most this width."""
+    return config.semantic_ids.embedding_dim if config.model.embedding.item_features else 0
 
 
 def _dense_memory(config: RunConfig, catalogue: Catalogue, shapes: Mapping[str, torch.Size]) -> DenseMemory:
@@ -164,7 +170,7 @@ def _dense_memory(config: RunConfig, catalogue: Catalogue, shapes: Mapping[str, 
         weights=weights,
         gradients=2 * weights,
         optimizer=2 * weights,
-        item_codes=catalogue.num_items * len(catalogue.code_widths) * CODE_BYTES,
+        item_codes=catalogue.num_items * (len(catalogue.code_widths) * CODE_BYTES + _feature_dim(config) * FLOAT_BYTES),
         hash_rows_host=catalogue.num_items * config.model.embedding.num_hashes * CODE_BYTES,
     )
 

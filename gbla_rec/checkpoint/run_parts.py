@@ -73,7 +73,7 @@ class RunParts:
         )
         query_maker = None
         if config.model.has_item_head:
-            query_maker = QueryMaker(config.model.item_head, semantic_ids.num_items, dataset.num_train_events(), config.seed)
+            query_maker = QueryMaker(config.model.item_head, semantic_ids.num_items, dataset.train_counts(), config.seed)
         collator = Collator(
             embedding,
             dataset.items()["item_id"].to_list(),

@@ -70,11 +70,11 @@ class HistoryModel(nn.Module):
         self.register_buffer("item_features", item_features, persistent=False)
         self._compiled: Callable[..., Tensor] | None = None
 
-    def encode(self, embedded: Mapping[str, HasValues], batch: "Batch") -> EncodedHistories:
-        """Embedded histories to what searches read."""
-        encoded, _ = self._encode([embedded[name].values() for name in self.input.features], batch.items, batch.layout, None)
-        memory = None if self.decoder is None else self.decoder.remember(encoded, batch.layout)
-        queries = None if self.item_head is None else self.item_head.query(encoded, batch.layout.offsets[1:] - 1)
+    def encode(self, embedded: Mapping[str, HasValues], items: Tensor, layout: JaggedLayout) -> EncodedHistories:
+        """Embedded histories of ``items`` ``(L,)`` to what searches read; in evaluation mode."""
+        encoded, _ = self._encode([embedded[name].values() for name in self.input.features], items, layout, None)
+        memory = None if self.decoder is None else self.decoder.remember(encoded, layout)
+        queries = None if self.item_head is None else self.item_head.query(encoded, layout.offsets[1:] - 1)
         return EncodedHistories(memory, queries)
 
     def item_vectors(self, embedded: Mapping[str, HasValues], items: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class GenerativeRetriever(nn.Module):
     @torch.no_grad()
     def encode(self, batch: "Batch") -> EncodedHistories:
         """What searches read of the batch's histories."""
-        return self.history.encode(self.tables(batch.features), batch)
+        return self.history.encode(self.tables(batch.features), batch.items, batch.layout)
 
     @torch.no_grad()
     def item_vectors(self, features: "KeyedJaggedTensor", items: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def measured(config: ModelConfig, num_events: int, num_targets: int) -> float:
     codes = torch.zeros(num_targets, len(WIDTHS), dtype=torch.int64)
     # the fused kernel of the CPU is not counted, the plain one is
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        memory = model.encode(embedded, torch.zeros(num_events, dtype=torch.int64), layout, None)
+        memory = model.encode(embedded, torch.zeros(num_events, dtype=torch.int64), layout).memory
         model.decoder(codes, JaggedLayout.from_lengths([num_targets * len(WIDTHS)]), memory)
     return counter.get_total_flops() / 2
 

@@ -130,7 +130,7 @@ def test_changing_events_at_or_after_the_cut_leaves_the_memory_bit_identical(tmp
         collator = Collator(EMBEDDING, dataset.items()["item_id"].to_list(), num_code_levels=len(WIDTHS))
         (histories,) = evaluation_batches(dataset, "test", tokens_per_batch=1000, max_history_length=50, context=("kind",))
         targets.append(histories.targets)
-        memories.append(retriever.eval().encode(collator(histories)))
+        memories.append(retriever.eval().encode(collator(histories)).memory)
     first, second = memories
     assert first.layout.num_tokens == 80
     assert not np.array_equal(*targets)

@@ -47,7 +47,7 @@ def test_bf16_on_gpu_is_near_fp32_on_cpu_without_synchronisation() -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
             with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                memory = on_device.encode(rows, item, row_layout, None)
+                memory = on_device.encode(rows, item, row_layout).memory
                 target_codes = on_device.item_codes[target]
                 losses = semantic_id_nll(on_device.decoder(target_codes, target_layout, memory), target_codes)
             losses.sum().backward()
