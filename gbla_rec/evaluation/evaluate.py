@@ -1,17 +1,12 @@
 """Full-catalogue evaluation of a run: beams on the shortlisted checkpoints, test at the best one, baselines beside it."""
 
-# U users, R results per user (docs/shapes.md)
-
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
 
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, code_version, read_config, write_text
@@ -19,87 +14,17 @@ from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.config import EvaluationConfig
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.data.evaluation_batches import evaluation_batches
-from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.stream import iterate_train_items
 from gbla_rec.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
-from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
+from gbla_rec.evaluation.metrics import recall_at_k
+from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, rank_with_baseline, rank_with_model
 from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
-from gbla_rec.retrieval.generate import generate_items
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
 RESULTS_TABLE = "results.md"
 SHORTLIST_CUTOFF = 10
 """Checkpoints are chosen by validation Recall at this cutoff, or at the largest one that is evaluated."""
-Ranker = Callable[[HistoryBatch], NDArray[np.int64]]
-Int64Array = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class RankedUsers:
-    """Rankings ``(U, R)`` (-1 where fewer exist) and jagged targets of users in the dataset's order."""
-
-    user_rows: Int64Array
-    ranked: Int64Array
-    targets: Int64Array
-    target_offsets: Int64Array
-
-    def metrics(self, cutoffs: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
-        """Per-user ``Recall@k`` and ``NDCG@k``, ``(U,)`` each."""
-        scores = {f"Recall@{k}": recall_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
-        return scores | {f"NDCG@{k}": ndcg_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
-
-
-def rank_with_model(parts: RunParts, trie: PrefixTrie, split: Literal["validation", "test"], num_users: int | None = None) -> RankedUsers:
-    """Beam-search every user of ``split``; all ranks call it together and all get the whole result."""
-    config = parts.config.evaluation
-    num_results = max(config.cutoffs)
-    parts.model.eval()
-    found: list[RankedUsers] = []
-    for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users):
-        # every rank encodes, empty batch or not: the sharded tables need all ranks
-        with parts.autocast():
-            memory = parts.retriever.encode(batch)
-            if len(histories.user_rows) == 0:
-                continue
-            result = generate_items(
-                parts.retriever,
-                memory,
-                trie,
-                num_beams=config.num_beams,
-                num_results=num_results,
-                denied_items=torch.from_numpy(histories.seen_items).to(parts.device) if config.exclude_history else None,
-                denied_offsets=torch.from_numpy(histories.seen_offsets).to(parts.device) if config.exclude_history else None,
-            )
-        found.append(_ranked(histories, result.items.cpu().numpy()))
-    gathered: list[list[RankedUsers]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, found)
-    return _in_user_order([part for rank in gathered for part in rank], num_results)
-
-
-def rank_with_baseline(
-    dataset: PreparedDataset, split: Literal["validation", "test"], ranker: Ranker, num_results: int, num_users: int | None, seed: int
-) -> RankedUsers:
-    """Rank every user of ``split`` with ``ranker``, which sees the user's whole history before the targets."""
-    batches = evaluation_batches(dataset, split, tokens_per_batch=1_000_000, max_history_length=1, num_users=num_users, seed=seed)
-    return _in_user_order([_ranked(histories, ranker(histories)) for histories in batches], num_results)
-
-
-def _ranked(histories: HistoryBatch, ranked: Int64Array) -> RankedUsers:
-    # without the histories: the parts travel to every rank
-    return RankedUsers(histories.user_rows, ranked, histories.targets, histories.target_offsets)
-
-
-def _in_user_order(parts: list[RankedUsers], num_results: int) -> RankedUsers:
-    """One table of all parts, users in the dataset's order."""
-    user_rows = np.concatenate([np.zeros(0, np.int64), *(part.user_rows for part in parts)])
-    ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(part.ranked for part in parts)])
-    targets = [row for part in parts if len(part.user_rows) for row in np.split(part.targets, part.target_offsets[1:-1])]
-    order = np.argsort(user_rows, kind="stable")
-    ordered_targets = [targets[i] for i in order]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered_targets])]).astype(np.int64)
-    return RankedUsers(user_rows[order], ranked[order], np.concatenate([np.zeros(0, np.int64), *ordered_targets]), offsets)
 
 
 def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple[Checkpoint, dict[str, float]]:
@@ -114,7 +39,7 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
     recalls: dict[str, float] = {}
     for checkpoint in shortlist:
         load_checkpoint(checkpoint, parts.model, None)
-        ranked = rank_with_model(parts, trie, "validation", parts.config.evaluation.shortlist_users)
+        ranked = next(iter(rank_with_model(parts, trie, "validation", parts.config.evaluation.shortlist_users).values()))
         per_user = recall_at_k(ranked.ranked, ranked.targets, ranked.target_offsets, cutoff)
         recalls[checkpoint.path.name] = float(per_user.mean()) if len(per_user) else 0.0
     best = max(shortlist, key=lambda checkpoint: recalls[checkpoint.path.name])
@@ -135,9 +60,11 @@ def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
     model = rank_with_model(parts, trie, "test")
+    main = next(iter(model.values()))
 
     def write_results() -> dict[str, Any]:
-        rankings = {config.name: model} | _rank_baselines(parts.dataset, config.evaluation, config.seed)
+        rankings = {_method_name(config.name, model, score): ranking for score, ranking in model.items()}
+        rankings |= _rank_baselines(parts.dataset, config.evaluation, config.seed)
         results = {
             "run": str(run_dir),
             "checkpoint": best.path.name,
@@ -145,8 +72,8 @@ def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
             "dataset": {"name": config.dataset, "content_hash": parts.dataset.manifest.content_hash},
             "protocol": {
                 "split": "test",
-                "users": len(model.user_rows),
-                "targets": len(model.targets),
+                "users": len(main.user_rows),
+                "targets": len(main.targets),
                 "candidates": parts.dataset.manifest.num_items,
                 "exclude_history": config.evaluation.exclude_history,
                 "num_beams": config.evaluation.num_beams,
@@ -161,6 +88,11 @@ def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
         return results
 
     return on_first_rank(write_results)
+
+
+def _method_name(run: str, scores: Iterable[Score], score: Score) -> str:
+    """The run's name for its main score, the first; with the score in brackets for the others."""
+    return run if score == next(iter(scores)) else f"{run} ({score})"
 
 
 def _rank_baselines(dataset: PreparedDataset, config: EvaluationConfig, seed: int) -> dict[str, RankedUsers]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gbla_rec.config import RunConfig
-from gbla_rec.evaluation.evaluate import RankedUsers, _in_user_order
+from gbla_rec.evaluation.rank import RankedUsers, _in_user_order
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[in
     """Ranked items that the user had seen: (with exclude_history, without)."""
     from gbla_rec.checkpoint.run_directory import read_config
     from gbla_rec.checkpoint.run_parts import RunParts
-    from gbla_rec.evaluation.evaluate import rank_with_model
+    from gbla_rec.evaluation.rank import rank_with_model
     from gbla_rec.semantic_ids.trie import PrefixTrie
 
     counts = []
@@ -39,7 +39,7 @@ def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[in
         config = read_config(Path(run_dir))
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, exclude_history=exclude))
         parts = RunParts.open(config, CPU)
-        ranked = rank_with_model(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")
+        ranked = rank_with_model(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")["generative"]
         rows = dict(zip(ranked.user_rows.tolist(), ranked.ranked.tolist(), strict=True))
         count = 0
         for histories, _ in parts.evaluation_batches("test", config.evaluation.tokens_per_batch):
@@ -112,9 +112,11 @@ def test_gathered_parts_come_back_in_user_order() -> None:
     def part(users: list[int], targets: list[list[int]], ranked: list[list[int]]) -> RankedUsers:
         flat = [item for row in targets for item in row]
         offsets = np.cumsum([0, *map(len, targets)])
-        return RankedUsers(np.array(users, np.int64), np.array(ranked, np.int64).reshape(-1, 2), np.array(flat, np.int64), offsets)
+        lengths = 100 * np.array(users, np.int64)
+        return RankedUsers(np.array(users, np.int64), np.array(ranked, np.int64).reshape(-1, 2), np.array(flat, np.int64), offsets, lengths)
 
     together = _in_user_order([part([5, 1], [[50, 51], [10]], [[5, 5], [1, 1]]), part([], [], []), part([3], [[]], [[3, 3]])], 2)
-    expected = RankedUsers(np.array([1, 3, 5]), np.array([[1, 1], [3, 3], [5, 5]]), np.array([10, 50, 51]), np.array([0, 1, 1, 3]))
-    for name in ("user_rows", "ranked", "targets", "target_offsets"):
+    rows = np.array([1, 3, 5])
+    expected = RankedUsers(rows, np.array([[1, 1], [3, 3], [5, 5]]), np.array([10, 50, 51]), np.array([0, 1, 1, 3]), 100 * rows)
+    for name in ("user_rows", "ranked", "targets", "target_offsets", "history_lengths"):
         assert np.array_equal(getattr(together, name), getattr(expected, name)), name
