@@ -3,6 +3,7 @@
 The command line takes a recipe's name and overrides single fields: ``gbla-rec train --recipe movielens_small --seed 1``.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def movielens_small() -> RunConfig:
     )
 
 
+def amazon_beauty() -> RunConfig:
+    """Amazon Beauty, 5-core of 2014: 22,363 users, 12,101 items, histories of 9 events on average, leave-one-out."""
+    return RunConfig(
+        name="amazon_beauty",
+        dataset="amazon_beauty",
+        semantic_ids=SemanticIdConfig(embedding="text", text_encoder="wordllama", embedding_dim=256),
+        model=ModelConfig(
+            embedding=EmbeddingConfig(rows_per_table=32_768, dim=64, semantic_code_dim=64, id_dropout=0.5, item_features=True),
+            encoder=EncoderConfig(model_dim=256, num_heads=4, pattern="SGGS", ffn_dim=512, dropout=0.3),
+            decoder=DecoderConfig(num_heads=4, ffn_dim=512, dropout=0.3, label_smoothing=0.1),
+            objective="joint",
+        ),
+        stream=StreamConfig(tokens_per_batch=8_192, max_history_length=50, targets_per_cut=1, max_cuts_per_history=1_000),
+        optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.05, warmup_steps=100, weight_decay=0.1),
+        training=TrainingConfig(num_steps=2_400, validate_every=200, save_every=200, validation_users=22_363, keep_best=3, log_every=50),
+        evaluation=EvaluationConfig(num_beams=50, tokens_per_batch=8_192, shortlist_users=4_096),
+    )
+
+
+def amazon_sports() -> RunConfig:
+    """Amazon Sports and Outdoors, 5-core of 2014: 35,598 users, 18,357 items; else as ``amazon_beauty``."""
+    return dataclasses.replace(amazon_beauty(), name="amazon_sports", dataset="amazon_sports")
+
+
 def own_data() -> RunConfig:
     """A starting point for a log of one's own: give ``--name`` and ``--dataset``, then size it to the data and the machine.
 
@@ -75,7 +100,7 @@ def movielens_small_data() -> PrepareConfig:
     return movielens_small_config(EXAMPLE_DATA / "ml-latest-small")
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"movielens_small": movielens_small, "own_data": own_data}
+RECIPES: dict[str, Callable[[], RunConfig]] = {"movielens_small": movielens_small, "amazon_beauty": amazon_beauty, "amazon_sports": amazon_sports, "own_data": own_data}
 DATASETS: dict[str, Callable[[], PrepareConfig]] = {"movielens_small": movielens_small_data}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.config import EvaluationConfig
@@ -18,7 +19,10 @@ from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
 from gbla_rec.models.decoder import DecoderMemory
+from gbla_rec.models.retriever import EncodedHistories
+from gbla_rec.retrieval.beam_search import BeamResult
 from gbla_rec.retrieval.generate import generate_items
+from gbla_rec.retrieval.item_scores import rank_candidates, rank_catalogue
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
 Score = Literal["generative", "item", "joint"]
@@ -86,16 +90,17 @@ def rank_searches(
     config = parts.config.evaluation
     num_results = max(config.cutoffs)
     parts.model.eval()
+    vectors = parts.item_vectors() if parts.config.model.has_item_head else None
     found: dict[tuple[Search, Score], list[RankedUsers]] = {}
     for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users):
         # every rank encodes, empty batch or not: the sharded tables need all ranks
         with parts.autocast():
-            memory = parts.retriever.encode(batch)
+            encoded = parts.retriever.encode(batch)
             if len(histories.user_rows) == 0:
                 continue
             for search in searches:
-                for score, items in _rank_batch(parts, trie, histories, memory, search, num_results).items():
-                    found.setdefault((search, score), []).append(_ranked(histories, items))
+                for score, result in search_batch(parts, trie, histories, encoded, vectors, search, num_results).items():
+                    found.setdefault((search, score), []).append(_ranked(histories, result.items.cpu().numpy()))
     gathered: list[dict[tuple[Search, Score], list[RankedUsers]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, found)
     # a rank without users knows no scores
@@ -108,20 +113,69 @@ def rank_searches(
     }
 
 
-def _rank_batch(
-    parts: RunParts, trie: PrefixTrie, histories: HistoryBatch, memory: DecoderMemory, search: Search, num_results: int
-) -> dict[Score, Int64Array]:
-    """Items ``(U, R)`` of one batch by each score of the model."""
-    result = generate_items(
+def search_batch(
+    parts: RunParts,
+    trie: PrefixTrie,
+    histories: HistoryBatch,
+    encoded: EncodedHistories,
+    vectors: Tensor | None,
+    search: Search,
+    num_results: int,
+) -> dict[Score, BeamResult]:
+    """Rank items for one batch by each score of the model, the main one first.
+
+    Args:
+        parts: the run, with trained weights, in evaluation mode.
+        trie: the catalogue.
+        histories: of ``U`` users.
+        encoded: the same, encoded.
+        vectors: ``(N, D)`` from ``parts.item_vectors``, for a model with an item-level head.
+        search: beams, and whether the own history is left out.
+        num_results: ``R``.
+    """
+    config = parts.config.evaluation
+    denied = _Denied.of(histories, parts.device) if search.exclude_history else _Denied()
+    found: dict[Score, BeamResult] = {}
+    if encoded.memory is not None:
+        found["generative"] = _beams(parts, trie, encoded.memory, denied, search.num_beams, num_results)
+    if encoded.queries is not None and vectors is not None:
+        found["item"] = rank_catalogue(
+            encoded.queries, vectors, num_results=num_results, denied_items=denied.items, denied_offsets=denied.offsets
+        )
+        if encoded.memory is not None:
+            num_candidates = max(config.joint_beams, search.num_beams)
+            candidates = _beams(parts, trie, encoded.memory, denied, num_candidates, num_candidates)
+            joint = rank_candidates(encoded.queries, vectors, candidates, beam_weight=config.beam_weight, num_results=num_results)
+            # the first score is the main one
+            found = {"joint": joint, **found}
+    return found
+
+
+@dataclass(frozen=True)
+class _Denied:
+    """Items that a search must not return, jagged over the users of a batch; none at all by default."""
+
+    items: Tensor | None = None
+    offsets: Tensor | None = None
+
+    @classmethod
+    def of(cls, histories: HistoryBatch, device: torch.device) -> "_Denied":
+        """The items of the users' own histories."""
+        return cls(torch.from_numpy(histories.seen_items).to(device), torch.from_numpy(histories.seen_offsets).to(device))
+
+
+def _beams(
+    parts: RunParts, trie: PrefixTrie, memory: DecoderMemory, denied: _Denied, num_beams: int, num_results: int
+) -> BeamResult:
+    return generate_items(
         parts.retriever,
         memory,
         trie,
-        num_beams=search.num_beams,
+        num_beams=num_beams,
         num_results=num_results,
-        denied_items=torch.from_numpy(histories.seen_items).to(parts.device) if search.exclude_history else None,
-        denied_offsets=torch.from_numpy(histories.seen_offsets).to(parts.device) if search.exclude_history else None,
+        denied_items=denied.items,
+        denied_offsets=denied.offsets,
     )
-    return {"generative": result.items.cpu().numpy()}
 
 
 def rank_with_baseline(

@@ -14,13 +14,14 @@ from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoi
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.data.histories import HistoryBatch
-from gbla_rec.retrieval.generate import generate_items
+from gbla_rec.evaluation.rank import Search, search_batch
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Ranked items: original ids, titles (the id where there is none) and log-probabilities in nats."""
+    """Ranked items: original ids, titles (the id where there is none) and scores: log-probabilities in nats, or with an item-level head
+    the scores by which it ranks."""
 
     history_titles: list[str]
     item_ids: list[int] | list[str]
@@ -39,6 +40,7 @@ class Recommender:
         ids = self.items["item_id"].cast(pl.String)
         titles = self.items[text_columns[0]].fill_null(ids) if text_columns else ids
         self.titles: list[str] = titles.to_list()
+        self.vectors = parts.item_vectors() if parts.config.model.has_item_head else None
         self.trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(parts.device)
 
     @classmethod
@@ -94,16 +96,9 @@ class Recommender:
         )
         self.parts.model.eval()
         with self.parts.autocast():
-            memory = self.parts.retriever.encode(self.parts.collator(histories).to(self.parts.device))
-            result = generate_items(
-                self.parts.retriever,
-                memory,
-                self.trie,
-                num_beams=max(config.evaluation.num_beams, count),
-                num_results=count,
-                denied_items=torch.from_numpy(histories.seen_items).to(self.parts.device) if exclude_history else None,
-                denied_offsets=torch.from_numpy(histories.seen_offsets).to(self.parts.device) if exclude_history else None,
-            )
+            encoded = self.parts.retriever.encode(self.parts.collator(histories).to(self.parts.device))
+            search = Search(max(config.evaluation.num_beams, count), exclude_history)
+            result = next(iter(search_batch(self.parts, self.trie, histories, encoded, self.vectors, search, count).values()))
         ranked = [item for item in result.items[0].tolist() if item >= 0]
         return Recommendation(
             history_titles=[self.titles[item] for item in items],

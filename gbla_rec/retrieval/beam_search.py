@@ -92,7 +92,7 @@ def constrained_beam_search(
         candidate_scores = scores.gather(1, beams) + log_probs.flatten(1).gather(1, beams * width + tokens)
         nan_found |= (candidate_scores.isnan() & is_alive).any()
         is_alive &= ~_denied_candidates(trie, level, nodes, rows, denied)
-        keys = _ranking_keys(candidate_scores, is_alive)
+        keys = ranking_keys(candidate_scores, is_alive)
         num_kept = min(num_beams, trie.num_nodes(level + 1), rows.width)
         # ascending places are ascending nodes: the invariant that makes ties lexicographic at the next level
         places = torch.topk(keys, num_kept, dim=1, sorted=False).indices.sort(dim=1).values
@@ -205,7 +205,7 @@ def _denied_candidates(trie: PrefixTrie, level: int, nodes: Tensor, rows: _Candi
     return mask[:-1].view(num_users, rows.width)
 
 
-def _ranking_keys(scores: Tensor, is_alive: Tensor) -> Tensor:
+def ranking_keys(scores: Tensor, is_alive: Tensor) -> Tensor:
     """Distinct int64 keys ``(U, E)``: a higher score first, then a lower place; the dead below even a score of -inf.
 
     ``torch.topk`` promises nothing about ties; with distinct keys there are none, at less cost than a stable sort.
@@ -223,7 +223,7 @@ def _rank_items(trie: PrefixTrie, nodes: Tensor, scores: Tensor, denied: _Denied
     beams, ranks, is_alive = rows.locate(torch.arange(rows.width, device=nodes.device).expand(num_users, -1).contiguous())
     item_scores = scores.gather(1, beams)
     is_alive &= ~_denied_candidates(trie, trie.num_levels, nodes, rows, denied)
-    places = torch.topk(_ranking_keys(item_scores, is_alive), min(num_results, rows.width), dim=1).indices
+    places = torch.topk(ranking_keys(item_scores, is_alive), min(num_results, rows.width), dim=1).indices
     is_alive = is_alive.gather(1, places)
     items = trie.leaf_items.index_select(0, ranks.gather(1, places).flatten()).view_as(places)
     result = _no_results(num_users, num_results, nodes.device)

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from gbla_rec.retrieval.beam_search import BeamResult
+from gbla_rec.retrieval.beam_search import BeamResult, ranking_keys
 
 SCORES_AT_ONCE = 1 << 27
 """Scores of a block of users: bounds the memory for any catalogue."""
@@ -77,12 +77,9 @@ def rank_candidates(queries: Tensor, vectors: Tensor, beams: BeamResult, *, beam
 def _best(items: Tensor, scores: Tensor, num_results: int) -> BeamResult:
     """The ``num_results`` best columns; a score of -inf is no result. Equal scores keep the order of the columns."""
     kept = min(num_results, scores.shape[1])
-    # a stable sort only among the best: topk alone promises nothing about ties at its border, as no ranking of floats does
-    top, places = torch.topk(scores, kept, dim=1)
-    order = torch.argsort(places, dim=1)
-    places, top = places.gather(1, order), top.gather(1, order)
-    order = torch.sort(top, dim=1, descending=True, stable=True).indices
-    places, top = places.gather(1, order), top.gather(1, order)
+    # + 0.0: of equal scores, -0.0 would rank below 0.0
+    places = torch.topk(ranking_keys(scores + 0.0, scores > -torch.inf), kept, dim=1).indices
+    top = scores.gather(1, places)
     result_items = torch.full((len(scores), num_results), -1, dtype=torch.int64, device=scores.device)
     result_scores = torch.full((len(scores), num_results), -torch.inf, device=scores.device)
     result_items[:, :kept] = items.gather(1, places).masked_fill(top == -torch.inf, -1)
