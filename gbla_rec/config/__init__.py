@@ -6,6 +6,7 @@ A run is a function in ``gbla_rec/recipes.py`` that returns a ``RunConfig``; the
 from gbla_rec.config.byte_size import exact_bytes as exact_bytes
 from gbla_rec.config.byte_size import format_bytes as format_bytes
 from gbla_rec.config.byte_size import parse_bytes as parse_bytes
+from gbla_rec.config.data import Cuts as Cuts
 from gbla_rec.config.data import PrepareConfig as PrepareConfig
 from gbla_rec.config.data import SplitConfig as SplitConfig
 from gbla_rec.config.data import SplitKind as SplitKind

@@ -8,6 +8,7 @@ from gbla_rec.config.rules import require, require_choice, require_plain_name, r
 
 SplitKind = Literal["leave_last", "temporal"]
 TieRule = Literal["together", "ordered"]
+Cuts = Literal["everywhere", "newest"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +94,12 @@ class StreamConfig:
     """Ranks share a global batch by the costs of its samples: ``linear_cost * T + quadratic_cost * T^2 + target_cost * S`` for ``T``
     events and ``S`` targets, in any unit; a ``target_cost`` that is left out beside the others is 0. None for all: multiply-adds,
     counted from the model."""
+    cuts: Cuts = "everywhere"
+    """``newest``: one cut a history and epoch, before its newest ``targets_per_cut`` training events, for models in which every event
+    predicts the next one."""
 
     def __post_init__(self) -> None:
+        require_choice(self, "cuts", Cuts)
         require_positive(self, "tokens_per_batch", "max_history_length", "targets_per_cut", "max_cuts_per_history")
         require(self.min_history_length >= 0, "StreamConfig.min_history_length", "not be negative", self.min_history_length)
         costs = (self.linear_cost, self.quadratic_cost, self.target_cost)

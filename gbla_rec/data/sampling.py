@@ -17,8 +17,9 @@ def training_samples(shard: HistoryShard, config: StreamConfig, *, seed: int, ep
     """Cut every history of a shard and shuffle the samples.
 
     A history with ``n`` training events gets ``min(max_cuts_per_history, ceil(n / targets_per_cut))`` cuts, one uniform
-    in each of as many equal strata of ``[min_history_length, n)``. With ``keep_ties`` a cut moves back to the start of
-    its tie group, or forward to the end if too few events are left to read. Equal cuts are taken once.
+    in each of as many equal strata of ``[min_history_length, n)``; ``cuts="newest"`` takes one, before the newest
+    ``targets_per_cut`` events. With ``keep_ties`` a cut moves back to the start of its tie group, or forward to the end if too few
+    events are left to read. Equal cuts are taken once.
 
     Args:
         shard: the histories; only events before ``validation_begin`` are used.
@@ -44,6 +45,9 @@ def training_samples(shard: HistoryShard, config: StreamConfig, *, seed: int, ep
 def _draw_cuts(shard: HistoryShard, config: StreamConfig, seed: int, epoch: int) -> tuple[Int64Array, Int64Array]:
     num_events = shard.validation_begin
     span = num_events - config.min_history_length
+    if config.cuts == "newest":
+        users = np.flatnonzero(span > 0).astype(np.int64)
+        return users, np.maximum(num_events[users] - config.targets_per_cut, config.min_history_length)
     num_cuts = np.minimum(config.max_cuts_per_history, -(-num_events // config.targets_per_cut))
     num_cuts = np.where(span > 0, num_cuts, 0)
     users = np.repeat(np.arange(len(num_events), dtype=np.int64), num_cuts)
