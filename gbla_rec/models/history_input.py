@@ -66,7 +66,8 @@ class HistoryInput(nn.Module):
     def _drop_ids(self, row: Tensor, token_keys: Tensor | None) -> Tensor:
         probability = self.config.id_dropout
         if probability == 1:
-            return torch.zeros_like(row)
+            # a product, not zeros: the tables' backward must run on every rank
+            return row * 0
         # one draw for the event: its ids stay or go together
         kept = keyed_dropout(row.new_ones(row.shape[0], 1), token_keys, probability, ID_DROPOUT_SALT)
         return row * kept

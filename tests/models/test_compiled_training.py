@@ -54,6 +54,7 @@ def history_batch(lengths: list[int], targets: list[int], device: str = "cpu") -
         layout=JaggedLayout.from_lengths(lengths).to(device),
         code_layout=JaggedLayout.from_lengths([len(WIDTHS) * count for count in targets]).to(device),
         loss_weight=1 / max(num_targets, 1),
+        queries=None,
     )
     return rows, batch
 

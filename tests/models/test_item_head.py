@@ -1,0 +1,212 @@
+"""The item-level head: its losses, what its queries may see, and the ids that training leaves out."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gbla_kernels.testing.error_budget import relative_error
+from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ItemHeadConfig, ModelConfig
+from gbla_rec.data.batch import Batch, Collator, feature_names
+from gbla_rec.data.histories import HistoryBatch, StreamPosition
+from gbla_rec.data.item_queries import QueryMaker
+from gbla_rec.models.embeddings import initialize_tables, item_tables
+from gbla_rec.models.item_head import ItemHead, sampled_softmax_nll
+from gbla_rec.models.retriever import GenerativeRetriever
+
+NUM_ITEMS, WIDTHS = 30, (5, 4, 3)
+EMBEDDING = EmbeddingConfig(rows_per_table=16, dim=8, context_features=("kind",), semantic_code_dim=4, item_features=True)
+CONFIG = ModelConfig(
+    embedding=EMBEDDING,
+    encoder=EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16),
+    decoder=DecoderConfig(num_heads=2, ffn_dim=16),
+    objective="joint",
+)
+CAUSAL = dataclasses.replace(
+    CONFIG,
+    objective="item",
+    encoder=dataclasses.replace(CONFIG.encoder, direction="causal"),
+    item_head=ItemHeadConfig(every_position=True),
+)
+TRAINING = StreamPosition(0, 0, 5)
+
+
+def retriever(config: ModelConfig) -> GenerativeRetriever:
+    torch.manual_seed(0)
+    tables = item_tables(config.embedding, {"kind": 2}, torch.device("cpu"))
+    initialize_tables(tables, 0)
+    codes = torch.stack([torch.randint(0, width, (NUM_ITEMS,)) for width in WIDTHS], dim=1)
+    features = torch.nn.functional.normalize(torch.randn(NUM_ITEMS, 6), dim=1)
+    return GenerativeRetriever(tables, config, feature_names(config.embedding), codes, WIDTHS, item_features=features)
+
+
+def histories(rows: list[list[int]], targets: list[list[int]], position: StreamPosition | None = TRAINING) -> HistoryBatch:
+    items = np.array([item for row in rows for item in row], dtype=np.int64)
+    return HistoryBatch(
+        user_rows=np.arange(len(rows)),
+        items=items,
+        offsets=np.cumsum([0, *map(len, rows)]),
+        context={"kind": (items % 2).astype(np.int32)},
+        targets=np.array([item for row in targets for item in row], dtype=np.int64),
+        target_offsets=np.cumsum([0, *map(len, targets)]),
+        token_keys=np.arange(len(items)) * 7 + 3,
+        seen_items=np.zeros(0, np.int64),
+        seen_offsets=np.zeros(len(rows) + 1, np.int64),
+        global_num_targets=max(sum(map(len, targets)), 1),
+        global_num_tokens=max(len(items), 1),
+        position=position,
+        next_position=position,
+    )
+
+
+def collate(config: ModelConfig, batch: HistoryBatch) -> Batch:
+    maker = QueryMaker(config.item_head, NUM_ITEMS, np.arange(NUM_ITEMS), seed=3)
+    return Collator(config.embedding, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS), query_maker=maker)(batch)
+
+
+ROWS, TARGETS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]], [[2, 4], [1], [3]]
+
+
+def test_a_sampled_softmax_over_every_item_once_is_the_full_softmax() -> None:
+    torch.manual_seed(1)
+    queries, vectors, items = torch.randn(5, 4), torch.randn(NUM_ITEMS, 4), torch.randint(0, NUM_ITEMS, (5,))
+    scores = queries @ vectors.T
+    sampled = sampled_softmax_nll(scores[torch.arange(5), items], scores, items, torch.arange(NUM_ITEMS), torch.zeros(NUM_ITEMS))
+    assert relative_error(sampled, torch.nn.functional.cross_entropy(scores, items, reduction="none")) < 1e-6
+
+
+def test_the_log_q_correction_makes_the_sum_over_negatives_unbiased() -> None:
+    config = ItemHeadConfig(num_sampled=20_000, sampling_power=1.0)
+    maker = QueryMaker(config, NUM_ITEMS, np.arange(NUM_ITEMS) ** 2, seed=0)
+    queries = maker(histories([[1]], [[2]]))
+    torch.manual_seed(0)
+    scores, negatives = torch.randn(NUM_ITEMS), queries.candidates[1:]
+    nll = sampled_softmax_nll(scores[2:3], scores[negatives][None], torch.tensor([2]), negatives, queries.log_expected)
+    exact = torch.logsumexp(scores, 0) - scores[2]
+    # 20,000 draws of weights that vary by a few: a standard error of about 1 %
+    assert float(nll) == pytest.approx(float(exact), abs=0.05)
+    assert abs(float(nll) - math.log(1 + 20_000)) > 1, "without the correction it would be this large"
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_negatives_do_not_depend_on_how_ranks_share_a_batch(loss: Any) -> None:
+    maker = QueryMaker(ItemHeadConfig(loss=loss, num_sampled=6), NUM_ITEMS, None, seed=1)
+    whole = maker(histories(ROWS, TARGETS))
+    keys = np.arange(9) * 7 + 3
+    negatives = []
+    for row, tokens in ((slice(0, 1), slice(0, 3)), (slice(1, 3), slice(3, 9))):
+        part = dataclasses.replace(histories(ROWS[row], TARGETS[row]), token_keys=keys[tokens])
+        found = maker(part)
+        negatives.append(found.candidates[found.labels.numel() :])
+    own = whole.candidates[whole.labels.numel() :]
+    if loss == "bce":
+        assert torch.equal(torch.cat(negatives), own)
+        assert (own.view(-1, 6) != whole.candidates[:4, None]).all(), "a negative is never the item asked for"
+        assert len(own.unique()) > 6
+    else:
+        assert torch.equal(negatives[0], own) and torch.equal(negatives[1], own)
+        assert not torch.equal(maker(histories(ROWS, TARGETS, StreamPosition(0, 0, 9))).candidates[4:], own)
+
+
+def test_packed_batch_is_each_row_alone() -> None:
+    model = retriever(CONFIG).eval()
+    loss, nll = model(collate(CONFIG, histories(ROWS, TARGETS)))
+    assert nll.shape == (4,)
+    assert float(loss) == pytest.approx(float(nll.mean()), rel=1e-6)
+    alone = [model(collate(CONFIG, histories([row], [target])))[1] for row, target in zip(ROWS, TARGETS, strict=True)]
+    assert relative_error(nll, torch.cat(alone)) < 1e-6
+
+
+def test_both_losses_add_up_and_their_encoder_is_one() -> None:
+    batch = collate(CONFIG, histories(ROWS, TARGETS))
+    joint = retriever(CONFIG).eval()(batch)[1]
+    parts = []
+    for objective in ("generative", "item"):
+        model = retriever(dataclasses.replace(CONFIG, objective=objective)).eval()  # type: ignore[arg-type]
+        model.load_state_dict(retriever(CONFIG).state_dict(), strict=False)
+        parts.append(model(batch)[1])
+    assert relative_error(joint, parts[0] + parts[1]) < 1e-6
+    halved = dataclasses.replace(CONFIG, item_head=ItemHeadConfig(weight=0.5))
+    assert relative_error(retriever(halved).eval()(batch)[1], parts[0] + 0.5 * parts[1]) < 1e-6
+
+
+def test_every_event_asks_for_the_next_and_sees_none_after_itself() -> None:
+    batch = collate(CAUSAL, histories(ROWS, TARGETS))
+    assert batch.queries is not None
+    assert batch.queries.labels.tolist() == [2, 3, 2, 1, 6, 7, 8, 9, 3]
+    assert batch.num_global_targets == 9 and batch.loss_weight == 1 / 9
+    model = retriever(CAUSAL).eval()
+    nll = model(batch)[1]
+    changed = model(collate(CAUSAL, histories([[1, 2, 3], [4], [5, 6, 20, 21, 22]], TARGETS)))[1]
+    # the label of the second event of the last row is the first changed one
+    assert torch.equal(nll[:5], changed[:5]) and not torch.equal(nll[5:], changed[5:])
+
+
+def test_in_evaluation_only_the_newest_event_asks() -> None:
+    batch = collate(CAUSAL, histories(ROWS, TARGETS, position=None))
+    assert batch.queries is not None
+    assert batch.queries.positions.tolist() == [2, 2, 3, 8]
+    assert batch.queries.labels.tolist() == [2, 4, 1, 3] and batch.num_global_targets == 4
+
+
+def test_queries_of_a_search_score_as_the_loss_does() -> None:
+    model = retriever(dataclasses.replace(CONFIG, objective="item")).eval()
+    batch = collate(CONFIG, histories(ROWS, TARGETS))
+    encoded = model.encode(batch)
+    assert encoded.memory is None and encoded.queries is not None
+    items = torch.arange(NUM_ITEMS)
+    features = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS)).item_features(items)
+    scores = encoded.queries[[0, 0, 1, 2]] @ model.item_vectors(features, items).T
+    expected = torch.nn.functional.cross_entropy(scores, batch.targets, reduction="none")
+    assert relative_error(model(batch)[1], expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "head", [ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2)]
+)
+def test_gradients_reach_every_part(head: ItemHeadConfig) -> None:
+    config = dataclasses.replace(CONFIG, item_head=head)
+    model = retriever(config).train()
+    model(collate(config, histories(ROWS, TARGETS)))[0].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert bool(parameter.grad.any()), name
+
+
+def test_left_out_ids_are_all_ids_of_an_event_or_none() -> None:
+    def tokens(probability: float, training: bool) -> torch.Tensor:
+        config = dataclasses.replace(CONFIG, embedding=dataclasses.replace(EMBEDDING, id_dropout=probability))
+        layer = retriever(config).history.input
+        generator = torch.Generator().manual_seed(0)
+        rows = [torch.randn(4_000, 8, generator=generator) for _ in range(3)]
+        codes, features = torch.zeros(4_000, 3, dtype=torch.int64), torch.zeros(4_000, 6)
+        return layer(rows, codes, features, torch.arange(4_000) * 977 if training else None)  # type: ignore[no-any-return]
+
+    without = tokens(1.0, True)
+    kept = (tokens(0.5, True) != without).any(dim=1)
+    assert 0.47 < float(kept.float().mean()) < 0.53
+    # an event that keeps its ids has both, at twice their size
+    assert relative_error(tokens(0.5, True)[kept] - without[kept], 2 * (tokens(0.0, True) - without)[kept]) < 1e-5
+    assert torch.equal(tokens(0.5, False), tokens(0.0, False))
+    assert torch.equal(tokens(1.0, False), without)
+
+
+def test_an_item_vector_has_no_context() -> None:
+    model = retriever(CONFIG).eval()
+    items = torch.tensor([3, 4])
+    alone = collate(CONFIG, histories([[3], [4]], [[0], [0]]))
+    vectors = model.item_vectors(Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=3).item_features(items), items)
+    rows = [model.tables(alone.features)[name].values()[:2] for name in feature_names(EMBEDDING)]
+    rows[2] = torch.zeros_like(rows[2])
+    expected = model.history.input(rows, model.history.item_codes[items], model.history.item_features[items])
+    assert torch.equal(vectors, expected)
+
+
+def test_heads_that_would_see_their_targets_are_refused() -> None:
+    with pytest.raises(ValueError, match="every_position must be False unless objective is 'item'"):
+        dataclasses.replace(CONFIG, item_head=ItemHeadConfig(every_position=True))
+    with pytest.raises(ValueError, match="num_sampled must be positive with loss='bce'"):
+        ItemHeadConfig(loss="bce")

@@ -1,0 +1,79 @@
+"""Rankings by item-level scores are those of a plain loop, obey deny sets exactly, and tell apart items of one semantic ID."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gbla_rec.retrieval import item_scores
+from gbla_rec.retrieval.beam_search import BeamResult
+from gbla_rec.retrieval.item_scores import rank_candidates, rank_catalogue
+
+# small integers: products are exact, and ties are common
+SMALL = st.integers(-2, 2)
+
+
+def matrix(rows: int, columns: int) -> st.SearchStrategy[Tensor]:
+    return st.lists(SMALL, min_size=rows * columns, max_size=rows * columns).map(
+        lambda values: torch.tensor(values, dtype=torch.float32).view(rows, columns)
+    )
+
+
+@st.composite
+def catalogues(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[list[int]], int]:
+    num_users, num_items = draw(st.integers(0, 4)), draw(st.integers(1, 7))
+    denied = [draw(st.lists(st.integers(0, num_items - 1), max_size=num_items + 1)) for _ in range(num_users)]
+    return draw(matrix(num_users, 3)), draw(matrix(num_items, 3)), denied, draw(st.integers(1, 9))
+
+
+def padded(ranked: list[tuple[float, int]], count: int) -> list[int]:
+    items = [item for _, item in ranked[:count]]
+    return items + [-1] * (count - len(items))
+
+
+@given(catalogues(), st.integers(1, 30))
+def test_the_catalogue_is_ranked_as_by_a_loop_whatever_the_block_of_users(case: tuple[Tensor, Tensor, list[list[int]], int], at_once: int) -> None:
+    queries, vectors, denied, num_results = case
+    flat = torch.tensor([item for row in denied for item in row], dtype=torch.int64)
+    offsets = torch.tensor([0, *[len(row) for row in denied]]).cumsum(0)
+    expected = []
+    for query, forbidden in zip(queries, denied, strict=True):
+        scores = [(-float(query @ vector), item) for item, vector in enumerate(vectors) if item not in forbidden]
+        expected.append(padded(sorted(scores), num_results))
+    before, item_scores.SCORES_AT_ONCE = item_scores.SCORES_AT_ONCE, at_once
+    try:
+        found = rank_catalogue(queries, vectors, num_results=num_results, denied_items=flat, denied_offsets=offsets)
+    finally:
+        item_scores.SCORES_AT_ONCE = before
+    assert found.items.shape == (len(queries), num_results)
+    assert found.items.tolist() == expected
+    for items, scores, query in zip(found.items.tolist(), found.scores.tolist(), queries, strict=True):
+        assert scores == [float(query @ vectors[item]) if item >= 0 else -torch.inf for item in items]
+
+
+@given(st.data())
+def test_candidates_are_ranked_by_both_scores(data: st.DataObject) -> None:
+    num_items = data.draw(st.integers(2, 8))
+    query, vectors = data.draw(matrix(1, 2)), data.draw(matrix(num_items, 2))
+    candidates = data.draw(st.lists(st.integers(0, num_items - 1), unique=True, min_size=1))
+    likely = data.draw(st.lists(st.sampled_from([0.0, -1.0, -2.0]), min_size=len(candidates), max_size=len(candidates)))
+    weight, num_results = data.draw(st.sampled_from([0.0, 0.5, 2.0])), data.draw(st.integers(1, 9))
+    # a beam search pads with -1
+    beams = BeamResult(torch.tensor([[*candidates, -1]]), torch.tensor([[*likely, -torch.inf]]))
+    found = rank_candidates(query, vectors, beams, beam_weight=weight, num_results=num_results)
+    scores = [(-(float(query[0] @ vectors[item]) + weight * log), item) for item, log in zip(candidates, likely, strict=True)]
+    assert found.items.tolist() == [padded(sorted(scores), num_results)]
+
+
+def test_items_of_one_semantic_id_are_told_apart() -> None:
+    beams = BeamResult(torch.tensor([[4, 7]]), torch.tensor([[-1.5, -1.5]]))
+    vectors = torch.zeros(8, 2)
+    vectors[7, 0] = 1
+    found = rank_candidates(torch.tensor([[1.0, 0.0]]), vectors, beams, beam_weight=1.0, num_results=2)
+    assert found.items.tolist() == [[7, 4]]
+
+
+def test_an_item_of_probability_zero_is_a_result_and_ranks_last() -> None:
+    beams = BeamResult(torch.tensor([[2, 1]]), torch.tensor([[-torch.inf, -3.0]]))
+    found = rank_candidates(torch.ones(1, 2), torch.ones(3, 2), beams, beam_weight=1.0, num_results=3)
+    assert found.items.tolist() == [[1, 2, -1]]
