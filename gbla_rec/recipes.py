@@ -100,7 +100,12 @@ def movielens_small_data() -> PrepareConfig:
     return movielens_small_config(EXAMPLE_DATA / "ml-latest-small")
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"movielens_small": movielens_small, "amazon_beauty": amazon_beauty, "amazon_sports": amazon_sports, "own_data": own_data}
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "movielens_small": movielens_small,
+    "amazon_beauty": amazon_beauty,
+    "amazon_sports": amazon_sports,
+    "own_data": own_data,
+}
 DATASETS: dict[str, Callable[[], PrepareConfig]] = {"movielens_small": movielens_small_data}
 
 

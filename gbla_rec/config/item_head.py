@@ -31,7 +31,9 @@ class ItemHeadConfig:
         require_choice(self, "loss", ItemLoss)
         require_positive(self, "weight")
         require(self.num_sampled >= 0, "ItemHeadConfig.num_sampled", "not be negative", self.num_sampled)
-        require(self.loss == "softmax" or self.num_sampled > 0, "ItemHeadConfig.num_sampled", "be positive with loss='bce'", self.num_sampled)
+        require(
+            self.loss == "softmax" or self.num_sampled > 0, "ItemHeadConfig.num_sampled", "be positive with loss='bce'", self.num_sampled
+        )
         require(self.sampling_power >= 0, "ItemHeadConfig.sampling_power", "not be negative", self.sampling_power)
         require(0 <= self.label_smoothing < 1, "ItemHeadConfig.label_smoothing", "lie in [0, 1)", self.label_smoothing)
         is_defined = self.label_smoothing == 0 or (self.loss == "softmax" and self.num_sampled == 0)

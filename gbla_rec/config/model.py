@@ -145,7 +145,7 @@ class ModelConfig:
     ``reference``: plain torch, anywhere; ``auto``: ``triton`` on CUDA where the model has a kernel for every part, else
     ``reference``. The weights are the same."""
     objective: Objective = "generative"
-    """``generative``: the decoder's semantic IDs; ``item``: the item-level head alone, without a decoder; ``joint``: both on one encoder."""
+    """``generative``: the decoder's semantic IDs; ``item``: the item-level head alone; ``joint``: both on one encoder."""
     item_head: ItemHeadConfig = field(default_factory=ItemHeadConfig)
 
     def __post_init__(self) -> None:

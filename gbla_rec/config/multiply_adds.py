@@ -28,6 +28,9 @@ class BatchSizes:
         window_pairs: pairs that a windowed layer sees.
         targets: ``S``.
         memory_pairs: pairs of a code position and a memory token of its row.
+        queries: of the item-level head.
+        candidates: items that the head gives vectors.
+        scores: products of a query and a candidate.
     """
 
     tokens: int = 0
@@ -35,10 +38,13 @@ class BatchSizes:
     window_pairs: int = 0
     targets: int = 0
     memory_pairs: int = 0
+    queries: int = 0
+    candidates: int = 0
+    scores: int = 0
 
 
 def forward_multiply_adds(model: ModelConfig, widths: tuple[int, ...], sizes: BatchSizes) -> dict[str, int]:
-    """Multiply-adds of a forward pass by part: ``input``, ``S``, ``G``, ``W`` (mixing layers), ``ffn``, ``decoder``.
+    """Multiply-adds of a forward pass by part: ``input``, ``S``, ``G``, ``W`` (mixing layers), ``ffn``, ``decoder``, ``item_head``.
 
     Args:
         model: tables, encoder, decoder.
@@ -47,12 +53,17 @@ def forward_multiply_adds(model: ModelConfig, widths: tuple[int, ...], sizes: Ba
     """
     encoder, embedding = model.encoder, model.embedding
     num_features = embedding.num_hashes + len(embedding.context_features)
+    # the item features' width is not in the config: their part of the input projection is left out
     input_dim = num_features * embedding.dim + len(widths) * embedding.semantic_code_dim
     counts = {"input": sizes.tokens * input_dim * encoder.model_dim}
     for letter in sorted(set(encoder.layers)):
         counts[letter] = encoder.layers.count(letter) * _mixer(letter, encoder, sizes)
     counts["ffn"] = len(encoder.layers) * sizes.tokens * 3 * encoder.model_dim * encoder.resolved_ffn_dim
-    counts["decoder"] = _decoder(model, widths, sizes)
+    if model.has_decoder:
+        counts["decoder"] = _decoder(model, widths, sizes)
+    if model.has_item_head:
+        dim = encoder.model_dim
+        counts["item_head"] = sizes.queries * dim**2 + sizes.candidates * input_dim * dim + sizes.scores * dim
     return counts
 
 
@@ -96,7 +107,7 @@ class MultiplyAdds:
 
 
 def multiply_adds(model: ModelConfig, widths: tuple[int, ...], max_history_length: int) -> MultiplyAdds:
-    """The cost of a sample.
+    """The cost of a sample; without the item-level head's scores, which cost each target the same.
 
     Args:
         model: the model.

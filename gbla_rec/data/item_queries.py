@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gbla_rec.config import ItemHeadConfig
+from gbla_rec.config import ItemHeadConfig, ItemLoss
 from gbla_rec.data.histories import HistoryBatch, StreamPosition
 from gbla_rec.data.keyed_random import keyed_uint64, keyed_uniform
 
@@ -32,6 +32,14 @@ class ItemQueries:
     labels: Tensor
     candidates: Tensor
     log_expected: Tensor
+
+    def num_scores(self, loss: ItemLoss) -> int:
+        """Products of a query and a candidate that ``loss`` takes."""
+        num_queries = self.positions.numel()
+        num_shared = self.log_expected.numel()
+        if num_shared:
+            return num_queries * (1 + num_shared)
+        return self.candidates.numel() if loss == "bce" else num_queries * self.candidates.numel()
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "ItemQueries":
         """The queries on ``device``."""
@@ -90,7 +98,8 @@ class QueryMaker:
 
     def _shared_negatives(self, at: StreamPosition) -> Int64Array:
         draws = keyed_uniform(self.seed, NEGATIVES_KEY, at.epoch, at.shard, at.sample, np.arange(self.config.num_sampled, dtype=np.int64))
-        return np.minimum(np.searchsorted(self.cumulative, draws * self.cumulative[-1], side="right"), self.num_items - 1).astype(np.int64)
+        negatives: Int64Array = np.searchsorted(self.cumulative, draws * self.cumulative[-1], side="right").astype(np.int64)
+        return np.minimum(negatives, self.num_items - 1)
 
     def _own_negatives(self, histories: HistoryBatch, positions: Int64Array, items: Int64Array) -> Int64Array:
         """``(P * num_sampled,)`` uniform items other than the query's own."""

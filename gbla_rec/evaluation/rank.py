@@ -164,9 +164,7 @@ class _Denied:
         return cls(torch.from_numpy(histories.seen_items).to(device), torch.from_numpy(histories.seen_offsets).to(device))
 
 
-def _beams(
-    parts: RunParts, trie: PrefixTrie, memory: DecoderMemory, denied: _Denied, num_beams: int, num_results: int
-) -> BeamResult:
+def _beams(parts: RunParts, trie: PrefixTrie, memory: DecoderMemory, denied: _Denied, num_beams: int, num_results: int) -> BeamResult:
     return generate_items(
         parts.retriever,
         memory,

@@ -20,8 +20,10 @@ from gbla_rec.semantic_ids.trie import PrefixTrie
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Ranked items: original ids, titles (the id where there is none) and scores: log-probabilities in nats, or with an item-level head
-    the scores by which it ranks."""
+    """Ranked items: original ids, titles (the id where there is none), and the model's main scores.
+
+    Scores are log-probabilities in nats, unless an item-level head ranks.
+    """
 
     history_titles: list[str]
     item_ids: list[int] | list[str]

@@ -151,9 +151,7 @@ class HistoryModel(nn.Module):
         """Train in eager mode from here on."""
         self._compiled = None
 
-    def _encode(
-        self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, rows: list[Tensor], items: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The encoded histories ``(L, D)``, and the rows of the candidates that follow them."""
         num_events = items.shape[0]
         with step_part("input"):

@@ -18,7 +18,16 @@ PASSES = 3
 """Forward, and backward at twice its cost."""
 
 
-def batch_sizes(layout: JaggedLayout, code_layout: JaggedLayout, num_targets: int, window: int) -> BatchSizes:
+def batch_sizes(
+    layout: JaggedLayout,
+    code_layout: JaggedLayout,
+    num_targets: int,
+    window: int,
+    *,
+    num_queries: int = 0,
+    num_candidates: int = 0,
+    num_scores: int = 0,
+) -> BatchSizes:
     """Sizes of a batch from its histories, its code positions and its targets; read on the host.
 
     Args:
@@ -26,6 +35,9 @@ def batch_sizes(layout: JaggedLayout, code_layout: JaggedLayout, num_targets: in
         code_layout: rows of code positions, ``C`` for each target.
         num_targets: ``S``.
         window: tokens that a windowed layer sees on each side.
+        num_queries: of the item-level head.
+        num_candidates: items that the head gives vectors.
+        num_scores: products of a query and a candidate.
     """
     lengths, codes = layout.offsets_cpu.diff(), code_layout.offsets_cpu.diff()
     return BatchSizes(
@@ -34,6 +46,9 @@ def batch_sizes(layout: JaggedLayout, code_layout: JaggedLayout, num_targets: in
         window_pairs=_window_pairs(lengths, window),
         targets=num_targets,
         memory_pairs=int((lengths * codes).sum()),
+        queries=num_queries,
+        candidates=num_candidates,
+        scores=num_scores,
     )
 
 

@@ -53,7 +53,16 @@ class StepWindow:
         self.targets += micro_batches[0].num_global_targets
         self.tokens += micro_batches[0].num_global_tokens
         for batch in micro_batches:
-            sizes = batch_sizes(batch.layout, batch.code_layout, batch.targets.numel(), model.encoder.window)
+            queries = batch.queries
+            sizes = batch_sizes(
+                batch.layout,
+                batch.code_layout,
+                batch.targets.numel(),
+                model.encoder.window,
+                num_queries=0 if queries is None else queries.positions.numel(),
+                num_candidates=0 if queries is None else queries.candidates.numel(),
+                num_scores=0 if queries is None else queries.num_scores(model.item_head.loss),
+            )
             self.flops += training_flops(model, widths, sizes)
 
     def rates(self, seconds_waited: float) -> Rates:

@@ -14,7 +14,7 @@ from gbla_rec.data.batch import Batch, Collator, feature_names
 from gbla_rec.data.histories import HistoryBatch, StreamPosition
 from gbla_rec.data.item_queries import QueryMaker
 from gbla_rec.models.embeddings import initialize_tables, item_tables
-from gbla_rec.models.item_head import ItemHead, sampled_softmax_nll
+from gbla_rec.models.item_head import sampled_softmax_nll
 from gbla_rec.models.retriever import GenerativeRetriever
 
 NUM_ITEMS, WIDTHS = 30, (5, 4, 3)
@@ -165,7 +165,8 @@ def test_queries_of_a_search_score_as_the_loss_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2)]
+    "head",
+    [ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2)],
 )
 def test_gradients_reach_every_part(head: ItemHeadConfig) -> None:
     config = dataclasses.replace(CONFIG, item_head=head)

@@ -32,7 +32,9 @@ def padded(ranked: list[tuple[float, int]], count: int) -> list[int]:
 
 
 @given(catalogues(), st.integers(1, 30))
-def test_the_catalogue_is_ranked_as_by_a_loop_whatever_the_block_of_users(case: tuple[Tensor, Tensor, list[list[int]], int], at_once: int) -> None:
+def test_the_catalogue_is_ranked_as_by_a_loop_whatever_the_block_of_users(
+    case: tuple[Tensor, Tensor, list[list[int]], int], at_once: int
+) -> None:
     queries, vectors, denied, num_results = case
     flat = torch.tensor([item for row in denied for item in row], dtype=torch.int64)
     offsets = torch.tensor([0, *[len(row) for row in denied]]).cumsum(0)
