@@ -36,7 +36,7 @@ class _Contents:
 def is_plain_int64(text: str) -> bool:
     """Whether ``text`` is the plain decimal form of an int64; ``007`` is not."""
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and str(number := int(text)) == text and number in INT64
+    return digits.isascii() and digits.isdigit() and len(digits) < 20 and str(number := int(text)) == text and number in INT64
 
 
 def convert_text(config: PrepareConfig, directory: Path) -> PrepareConfig:
