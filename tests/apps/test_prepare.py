@@ -35,6 +35,12 @@ def test_any_setting_can_be_replaced(beauty: Path, workspace: Path, capsys: pyte
     assert "text columns: none" in capsys.readouterr().out
 
 
+def test_files_that_must_be_converted_are(tmp_path: Path, workspace: Path) -> None:
+    (tmp_path / "Toys.txt").write_text("1 4 5 6\n2 4\n")
+    main(["--dataset", "amazon", "--path", str(tmp_path / "Toys.txt")])
+    assert read_manifest(workspace / "datasets" / "amazon_toys").num_events == 4
+
+
 @pytest.mark.parametrize("arguments", [["--dataset", "amazon"], ["--path", "here"], ["--recipe", "movielens_small", "--path", "here"]])
 def test_a_dataset_needs_a_path_and_a_path_a_dataset(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="--dataset and --path must be given together"):

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
+from gbla_rec.data import parquet_rows
 from gbla_rec.data.amazon import amazon_dataset
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.prepare import prepare
@@ -21,6 +23,8 @@ LARGEST = 2**63 - 1
 # one event; the same item again; ids that a float or an int32 would change; a user that comes late
 SEQUENCES: dict[Any, list[Any]] = {5: [1], 3: [7, 7, 1, 7], LARGEST: [2**53 + 1, 2**53, LARGEST], -2: [1, 2**53, 7, 9, 1, 7, 7]}
 TEXT_SEQUENCES: dict[Any, list[Any]] = {"007": ["é", "日本", "é"], "ü": ["7", "😀", "7", "7"], "8": ["7"]}
+# digits that no int64 says: a leading zero, one beyond the largest
+DIGITS: dict[Any, list[Any]] = {"07": [str(2**63), "7"], "7": ["7"]}
 
 
 def prepare_path(path: Path, **changes: Any) -> PreparedDataset:
@@ -71,13 +75,24 @@ def histories(dataset: PreparedDataset) -> dict[Any, list[Any]]:
     return found
 
 
-@pytest.mark.parametrize("sequences", [SEQUENCES, TEXT_SEQUENCES], ids=["int64", "string"])
+@pytest.mark.parametrize("sequences", [SEQUENCES, TEXT_SEQUENCES, DIGITS], ids=["int64", "string", "digits"])
 def test_the_text_form_equals_the_parquet_form(tmp_path: Path, sequences: dict[Any, list[Any]]) -> None:
     text = prepare_path(write_text(tmp_path / "text", sequences))
     parquet = prepare_path(write_sequences(tmp_path / "parquet", sequences))
     assert text.manifest.content_hash == parquet.manifest.content_hash
     assert histories(text) == histories(parquet) == sequences
     assert (text.manifest.num_events, text.manifest.has_timestamps) == (sum(map(len, sequences.values())), False)
+
+
+def test_conversion_holds_some_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write_text(tmp_path / "text", SEQUENCES)
+    whole = prepare_path(text)
+    monkeypatch.setattr(parquet_rows, "ROWS_PER_GROUP", 3)
+    found = amazon_dataset(text)
+    assert found.convert is not None
+    converted = found.convert(found.config, tmp_path).events
+    assert pq.ParquetFile(converted).num_row_groups == 2
+    assert prepare_path(text).manifest.content_hash == whole.manifest.content_hash
 
 
 def test_the_last_item_is_the_test_target_and_the_one_before_validates(tmp_path: Path) -> None:
