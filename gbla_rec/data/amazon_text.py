@@ -15,8 +15,8 @@ from gbla_rec.config import PrepareConfig
 from gbla_rec.data.parquet_rows import write_parquet_rows
 from gbla_rec.data.text_lines import read_lines
 
-ATTRIBUTE_WORD = "attribute_{}"
-"""A nameless attribute as a word, so that items that share it share text."""
+ATTRIBUTE_WORD = "attribute{}"
+"""A nameless attribute as one word, without a separator that would split it, so that items that share it share text."""
 INT64 = range(-(1 << 63), 1 << 63)
 
 
