@@ -11,11 +11,17 @@ from gbla_apps import command_line
 from gbla_rec import workspace
 from gbla_rec.config import PrepareConfig
 from gbla_rec.data.amazon import amazon_dataset
+from gbla_rec.data.movielens import movielens_dataset
 from gbla_rec.data.prepare import prepare
 from gbla_rec.data.published import Convert, PublishedDataset
+from gbla_rec.data.yambda import yambda_dataset
 from gbla_rec.recipes import DATASETS
 
-PUBLISHED: dict[str, Callable[[Path], PublishedDataset]] = {"amazon": amazon_dataset}
+PUBLISHED: dict[str, Callable[[Path], PublishedDataset]] = {
+    "amazon": amazon_dataset,
+    "movielens": movielens_dataset,
+    "yambda": yambda_dataset,
+}
 DESCRIPTION = (
     "Turn an event log into a prepared dataset in the workspace. "
     f"--recipe NAME takes a log that comes with the repository: {', '.join(DATASETS)}. "

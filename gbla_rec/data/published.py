@@ -1,7 +1,7 @@
 """A public dataset in one of the forms in which it is published: how it is prepared, and what must be converted first."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,17 +33,29 @@ def dataset_name(family: str, title: str) -> str:
     return f"{family}_{plain}" if plain else family
 
 
-def files_like(path: Path, patterns: Sequence[str]) -> list[Path]:
-    """The file ``path`` if its name fits one of the glob ``patterns``, or the files right in the directory ``path`` that do, sorted."""
-    names = [path] if path.is_file() else path.iterdir()
-    return sorted(file for file in names if file.is_file() and any(file.match(pattern) for pattern in patterns))
-
-
-def require_path(path: Path) -> None:
-    """Refuse a path where nothing lies.
+def files_like(path: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """The file ``path``, or the files right in the directory ``path``, whose whole name fits ``pattern``, sorted.
 
     Raises:
         FileNotFoundError: if ``path`` does not exist.
     """
     if not path.exists():
         raise FileNotFoundError(f"--path: {path} does not exist")
+    files = path.iterdir() if path.is_dir() else (path,)
+    return sorted(file for file in files if file.is_file() and pattern.fullmatch(file.name))
+
+
+def the_only_file(path: Path, found: Collection[Path], wanted: Collection[str]) -> Path:
+    """The file in ``found``.
+
+    Raises:
+        ValueError: if there is none (the message says what was looked for) or more than one (it lists them).
+    """
+    if not found:
+        here = sorted(file.name for file in path.iterdir())[:10] if path.is_dir() else [path.name]
+        raise ValueError(f"--path: {path} holds none of {', '.join(wanted)}, but {', '.join(here) or 'nothing'}")
+    if len(found) > 1:
+        names = ", ".join(file.name for file in sorted(found))
+        raise ValueError(f"--path: {path} holds more than one log: {names}; give the file itself, e.g. --path {min(found)}")
+    (file,) = found
+    return file
