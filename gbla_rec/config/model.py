@@ -111,15 +111,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The one-layer decoder of semantic IDs."""
+    """The decoder of semantic IDs."""
 
     num_heads: int = 8
     ffn_dim: int | None = None
     dropout: float = 0.0
     label_smoothing: float = 0.0
+    num_layers: int = 1
+    """Layers of self-attention over the codes, cross-attention over the memory and SwiGLU. The paper has one: its capacity is in the
+    encoder; TIGER (arXiv 2305.05065) has as many as its encoder."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_heads")
+        require_positive(self, "num_heads", "num_layers")
         require(self.ffn_dim is None or self.ffn_dim > 0, "DecoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
         require(0 <= self.label_smoothing < 1, "DecoderConfig.label_smoothing", "lie in [0, 1)", self.label_smoothing)
         require(0 <= self.dropout < 1, "DecoderConfig.dropout", "lie in [0, 1)", self.dropout)

@@ -72,13 +72,14 @@ def _mixer(letter: str, encoder: EncoderConfig, sizes: BatchSizes) -> int:
 
 
 def _decoder(model: ModelConfig, widths: tuple[int, ...], sizes: BatchSizes) -> int:
-    """Multiply-adds of the decoder, its heads and the projection of the memory to keys and values."""
+    """Multiply-adds of the decoder's layers, each with its projection of the memory to keys and values, and of the heads."""
     dim, positions = model.encoder.model_dim, sizes.targets * len(widths)
     ffn_dim = model.decoder.ffn_dim if model.decoder.ffn_dim is not None else 2 * dim
     # self-attention's projections (4), cross-attention's query and output (2), SwiGLU (3)
     dense = positions * dim * (6 * dim + 3 * ffn_dim)
     attention = 2 * dim * (positions * len(widths) + sizes.memory_pairs)
-    return dense + attention + sizes.tokens * 2 * dim**2 + sizes.targets * dim * sum(widths)
+    layer = dense + attention + sizes.tokens * 2 * dim**2
+    return model.decoder.num_layers * layer + sizes.targets * dim * sum(widths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,12 +48,12 @@ def measured(config: ModelConfig, num_events: int, num_targets: int) -> float:
     return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize(("pattern", "output_gate"), [("S", True), ("G", False), ("SGG", True)])
-def test_multiply_adds_are_those_that_torch_counts(pattern: str, output_gate: bool) -> None:
+@pytest.mark.parametrize(("pattern", "output_gate", "num_layers"), [("S", True, 1), ("G", False, 4), ("SGG", True, 1)])
+def test_multiply_adds_are_those_that_torch_counts(pattern: str, output_gate: bool, num_layers: int) -> None:
     # 64 heads: no column of the fused projection is padding
     encoder = EncoderConfig(model_dim=128, num_heads=64, pattern=pattern, ffn_dim=192, conv=False, output_gate=output_gate)
     embedding = EmbeddingConfig(dim=24, semantic_code_dim=8)
-    config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96))
+    config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96, num_layers=num_layers))
     counted = multiply_adds(config, WIDTHS, 1_000)
     for num_events, num_targets in ((1, 1), (300, 1), (37, 8)):
         assert counted.of(num_events, num_targets) == pytest.approx(measured(config, num_events, num_targets), rel=0.01)
