@@ -11,6 +11,7 @@ Kernels = Literal["auto", "reference", "triton"]
 Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 Placement = Literal["auto", "hbm", "uvm_caching", "uvm"]
 Communication = Literal["fp32", "bf16"]
+Tokens = Literal["items", "codes"]
 PATTERN_LETTERS = "SGW"
 TRITON_MAX_CONV_WIDTH = 8
 """Taps of a convolution that the Triton kernels hold."""
@@ -43,8 +44,13 @@ class EmbeddingConfig:
     part, activations and communication."""
     communication: Communication = "fp32"
     """What rows, and their gradients on the way back, are rounded to while ranks exchange them."""
+    tokens: Tokens = "items"
+    """What the encoder reads of an event. ``items``: one token of item id, context and semantic-ID codes together; ``codes``: its
+    codes one after another, a token each, as in TIGER (arXiv 2305.05065), with the context on the first. Item ids are not read then:
+    ``num_hashes``, ``rows_per_table`` and ``semantic_code_dim`` mean nothing. Lengths and budgets count events in either case."""
 
     def __post_init__(self) -> None:
+        require_choice(self, "tokens", Tokens)
         require_choice(self, "sharding", Sharding)
         require_choice(self, "placement", Placement)
         require_choice(self, "communication", Communication)
@@ -52,6 +58,25 @@ class EmbeddingConfig:
         require(0 <= self.memory_reserve < 1, "EmbeddingConfig.memory_reserve", "lie in [0, 1)", self.memory_reserve)
         require_positive(self, "num_hashes", "rows_per_table", "dim")
         require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
+
+    @property
+    def reads_item_ids(self) -> bool:
+        """Whether the item tables are looked up."""
+        return self.tokens == "items"
+
+    @property
+    def num_item_tables(self) -> int:
+        """One for each hash function; one that nobody looks up if ids are not read, since TorchRec wants a table."""
+        return self.num_hashes if self.reads_item_ids else 1
+
+    @property
+    def rows_per_item_table(self) -> int:
+        """``rows_per_table``; one row if ids are not read."""
+        return self.rows_per_table if self.reads_item_ids else 1
+
+    def tokens_per_event(self, num_code_levels: int) -> int:
+        """Tokens of the encoder for one event of a history; ``num_code_levels`` is ``C``."""
+        return num_code_levels if self.tokens == "codes" else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,7 +29,12 @@ def context_feature(column: str) -> str:
 
 def feature_names(config: EmbeddingConfig) -> list[str]:
     """Keys of ``Batch.features``, in order: hashes, then context columns."""
-    return [hash_feature(i) for i in range(config.num_hashes)] + [context_feature(column) for column in config.context_features]
+    return [hash_feature(i) for i in range(config.num_item_tables)] + [context_feature(column) for column in config.context_features]
+
+
+def looked_up_features(config: EmbeddingConfig) -> list[str]:
+    """The keys that have ids: all, or those of context columns if item ids are not read."""
+    return feature_names(config)[0 if config.reads_item_ids else config.num_item_tables :]
 
 
 IDS_PER_RUN = 16
@@ -41,13 +46,14 @@ class Batch(Pipelineable):
     """One rank's part of a global batch.
 
     Attributes:
-        features: keys of ``feature_names``, each with ``L`` values: the histories, ready for the tables. Its rows are runs of
-            ``IDS_PER_RUN`` ids, whatever the rows of the histories: the tables know ids only, and look up the ids of a row one by one.
+        features: keys of ``feature_names``, each with ``L`` values, or none if it is not among ``looked_up_features``: the histories,
+            ready for the tables. Its rows are runs of ``IDS_PER_RUN`` ids, whatever the rows of the histories: the tables know ids
+            only, and look up the ids of a row one by one.
         items: ``(L,)`` int64 item indices of the histories.
-        layout: rows of the histories.
+        layout: rows of the encoder's tokens: the histories, with ``C`` tokens for each event where its codes are read as tokens.
         targets: ``(S,)`` int64 item indices to predict.
         code_layout: rows of the ``(S * C,)`` target code positions.
-        token_keys: ``(L,)`` int64 keys of the dropout masks; ``target_keys`` ``(S,)`` likewise.
+        token_keys: int64 keys of the dropout masks, one for each token of ``layout``; ``target_keys`` ``(S,)`` likewise.
         loss_weight: ranks / targets of the global batch: makes the mean of rank gradients the gradient of the global mean.
         next_position: where the stream goes on after this global batch; None in evaluation.
         num_global_targets: targets of the global batch.
@@ -93,8 +99,9 @@ class Collator:
         """``item_ids``: ``(N,)`` original ids in item-index order."""
         self.config = config
         self.num_code_levels, self.world_size = num_code_levels, world_size
-        self.hash_rows = torch.from_numpy(hash_rows(item_ids, config.num_hashes, config.rows_per_table, config.hash_seed))
+        self.hash_rows = torch.from_numpy(hash_rows(item_ids, config.num_item_tables, config.rows_per_item_table, config.hash_seed))
         self.features = feature_names(config)
+        self.tokens_per_event = config.tokens_per_event(num_code_levels)
 
     def __call__(self, histories: HistoryBatch) -> Batch:
         """Build the tensors of one step on the CPU."""
@@ -104,17 +111,21 @@ class Collator:
         target_offsets = _at_least_one_row(torch.from_numpy(histories.target_offsets))
         user_rows = torch.from_numpy(histories.user_rows) if len(histories.user_rows) else torch.zeros(1, dtype=torch.int64)
         lengths = offsets.diff()
-        values = [row_of_item[items] for row_of_item in self.hash_rows]
+        # a table that is not read gets no ids, but its runs: TorchRec exchanges batches of one stride
+        ids, runs = items if self.config.reads_item_ids else items[:0], _runs(items.numel())
+        run_lengths = [runs if self.config.reads_item_ids else torch.zeros_like(runs)] * len(self.hash_rows)
+        run_lengths += [runs] * len(self.config.context_features)
+        values = [row_of_item[ids] for row_of_item in self.hash_rows]
         values += [torch.from_numpy(histories.context[column]).to(torch.int64) for column in self.config.context_features]
         target_lengths = target_offsets.diff()
         token_keys = torch.from_numpy(histories.token_keys)
         return Batch(
-            features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=_runs(items.numel()).repeat(len(values))),
+            features=KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=torch.cat(run_lengths)),
             items=items,
-            layout=JaggedLayout.from_lengths(lengths),
+            layout=JaggedLayout.from_lengths(lengths * self.tokens_per_event),
             targets=torch.from_numpy(histories.targets),
             code_layout=JaggedLayout.from_lengths(target_lengths * self.num_code_levels),
-            token_keys=token_keys,
+            token_keys=(token_keys[:, None] + torch.arange(self.tokens_per_event)).flatten(),
             target_keys=_target_keys(token_keys, offsets, target_lengths, user_rows),
             loss_weight=self.world_size / max(histories.global_num_targets, 1),
             next_position=histories.next_position,

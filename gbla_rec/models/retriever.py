@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import ModelConfig
+from gbla_rec.models.code_input import token_input
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
-from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.losses import semantic_id_nll
 from gbla_rec.models.step_parts import step_part
 from gbla_rec.models.table_boundary import HasValues, TableBoundary
@@ -33,7 +33,7 @@ class HistoryModel(nn.Module):
         super().__init__()
         dim = config.encoder.model_dim
         self.config = config
-        self.input = HistoryInput(features, config.embedding.dim, widths, config.embedding.semantic_code_dim, dim)
+        self.input = token_input(config.embedding, features, widths, dim)
         self.encoder = HybridEncoder(config.encoder, backend=backend)
         self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend)
         # not saved: the table of semantic IDs is an artifact of its own
@@ -72,12 +72,12 @@ class HistoryModel(nn.Module):
         """NLL of the targets ``(S,)`` in nats: everything of a step that is neither tables nor optimiser.
 
         Args:
-            rows: ``(L, table_dim)`` of each feature; all else as in ``Batch``.
+            rows: ``(L, table_dim)`` of each feature, no rows of one that is not looked up; all else as in ``Batch``.
             items: ``(L,)``.
-            token_keys: ``(L,)``.
+            token_keys: one for each token of ``layout``.
             targets: ``(S,)``.
             target_keys: ``(S,)``.
-            layout: of the histories.
+            layout: of the encoder's tokens.
             code_layout: of the targets' codes.
         """
         memory = self._remember(rows, items, layout, token_keys)

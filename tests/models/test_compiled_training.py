@@ -21,6 +21,11 @@ CONFIG = ModelConfig(
     encoder=EncoderConfig(model_dim=32, num_heads=2, pattern="SG", ffn_dim=32, dropout=0.2),
     decoder=DecoderConfig(num_heads=2, ffn_dim=32, dropout=0.2, label_smoothing=0.1),
 )
+CODES_CONFIG = dataclasses.replace(
+    CONFIG,
+    embedding=EmbeddingConfig(dim=TABLE_DIM, tokens="codes", context_features=("kind",)),
+    decoder=dataclasses.replace(CONFIG.decoder, num_layers=2),
+)
 
 
 class Rows:
@@ -37,21 +42,23 @@ def history_model(config: ModelConfig = CONFIG, device: str = "cpu", backend: Ba
     return HistoryModel(config, FEATURES, codes, WIDTHS, backend).to(device)
 
 
-def history_batch(lengths: list[int], targets: list[int], device: str = "cpu") -> tuple[dict[str, Rows], Any]:
+def history_batch(lengths: list[int], targets: list[int], device: str = "cpu", config: ModelConfig = CONFIG) -> tuple[dict[str, Rows], Any]:
     """Embedded rows that want gradients, and what the model reads of a ``Batch``."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    num_tokens, num_targets = sum(lengths), sum(targets)
+    num_events, num_targets, tokens = sum(lengths), sum(targets), config.embedding.tokens_per_event(len(WIDTHS))
+    num_rows = [num_events if config.embedding.reads_item_ids else 0, num_events]
 
     def integers(high: int, size: int) -> Tensor:
         return torch.randint(0, high, (size,), generator=generator).to(device)
 
-    rows = {name: Rows(torch.randn(num_tokens, TABLE_DIM, generator=generator).to(device).requires_grad_()) for name in FEATURES}
+    made = [torch.randn(count, TABLE_DIM, generator=generator).to(device).requires_grad_() for count in num_rows]
+    rows = {name: Rows(values) for name, values in zip(FEATURES, made, strict=True)}
     batch = SimpleNamespace(
-        items=integers(NUM_ITEMS, num_tokens),
-        token_keys=integers(2**62, num_tokens),
+        items=integers(NUM_ITEMS, num_events),
+        token_keys=integers(2**62, num_events * tokens),
         targets=integers(NUM_ITEMS, num_targets),
         target_keys=integers(2**62, num_targets),
-        layout=JaggedLayout.from_lengths(lengths).to(device),
+        layout=JaggedLayout.from_lengths([tokens * length for length in lengths]).to(device),
         code_layout=JaggedLayout.from_lengths([len(WIDTHS) * count for count in targets]).to(device),
         loss_weight=1 / max(num_targets, 1),
     )
@@ -81,18 +88,20 @@ def batches() -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("activation_checkpointing", "backend"), [pytest.param(False, "aot_eager", marks=pytest.mark.slow), (True, "eager")]
+    ("config", "activation_checkpointing", "backend"),
+    [pytest.param(CONFIG, False, "aot_eager", marks=pytest.mark.slow), (CONFIG, True, "eager"), (CODES_CONFIG, False, "eager")],
+    ids=["items", "items recomputed", "codes"],
 )
-def test_one_graph_for_every_batch_and_eager_results(activation_checkpointing: bool, backend: str) -> None:
+def test_one_graph_for_every_batch_and_eager_results(config: ModelConfig, activation_checkpointing: bool, backend: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    encoder = dataclasses.replace(CONFIG.encoder, activation_checkpointing=activation_checkpointing)
-    eager, compiled = history_model(), history_model(dataclasses.replace(CONFIG, encoder=encoder))
+    encoder = dataclasses.replace(config.encoder, activation_checkpointing=activation_checkpointing)
+    eager, compiled = history_model(config), history_model(dataclasses.replace(config, encoder=encoder))
     counter = CompileCounterWithBackend(backend)
     compiled.compile_training(counter)
     num_compiled_batches = 0
     for lengths, targets in batches():
-        expected, actual = (outcome(model, *history_batch(lengths, targets)) for model in (eager, compiled))
+        expected, actual = (outcome(model, *history_batch(lengths, targets, config=config)) for model in (eager, compiled))
         num_compiled_batches += min(sum(lengths), sum(targets)) >= 16
         for name, value in expected.items():
             assert actual[name].shape == value.shape
