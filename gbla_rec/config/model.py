@@ -17,6 +17,8 @@ TRITON_MAX_CONV_WIDTH = 8
 """Taps of a convolution that the Triton kernels hold."""
 TRITON_MAX_HEAD_DIM = 256
 """Width of a head that they hold."""
+UNREAD_TABLE_ROWS = 1024
+"""Of an item table that nobody looks up: some for each rank, since fbgemm's CPU kernel refuses a rank that has no row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +73,8 @@ class EmbeddingConfig:
 
     @property
     def rows_per_item_table(self) -> int:
-        """``rows_per_table``; one row if ids are not read."""
-        return self.rows_per_table if self.reads_item_ids else 1
+        """``rows_per_table``; few if ids are not read."""
+        return self.rows_per_table if self.reads_item_ids else UNREAD_TABLE_ROWS
 
     def tokens_per_event(self, num_code_levels: int) -> int:
         """Tokens of the encoder for one event of a history; ``num_code_levels`` is ``C``."""

@@ -70,14 +70,14 @@ def test_a_layout_has_a_token_for_each_code_and_all_else_counts_events(rows: lis
     assert codes.code_layout.row_lengths == items.code_layout.row_lengths
 
 
-def test_item_tables_shrink_to_a_row_that_nobody_looks_up() -> None:
+def test_item_tables_shrink_to_a_small_one_that_nobody_looks_up() -> None:
     batch = collate(ROWS, TARGETS)
     assert batch.features.keys() == feature_names(EMBEDDING) == ["item_hash_0", "context_kind"]
     assert looked_up_features(EMBEDDING) == ["context_kind"]
     assert batch.features["item_hash_0"].values().numel() == 0
     assert batch.features["context_kind"].values().tolist() == [item % 2 for row in ROWS for item in row]
     sizes = {table.name: table.num_embeddings for table in item_tables(EMBEDDING, {"kind": 2}, torch.device("meta")).embedding_configs()}
-    assert sizes == {"item_hash_0": 1, "context_kind": 2}
+    assert sizes == {"item_hash_0": 1024, "context_kind": 2}
     of_items = dataclasses.replace(EMBEDDING, tokens="items", num_hashes=3)
     assert looked_up_features(of_items) == feature_names(of_items) and len(feature_names(of_items)) == 4
 

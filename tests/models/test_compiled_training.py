@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
 CODES_CONFIG = dataclasses.replace(
     CONFIG,
     embedding=EmbeddingConfig(dim=TABLE_DIM, tokens="codes", context_features=("kind",)),
+    encoder=dataclasses.replace(CONFIG.encoder, pattern="S"),
     decoder=dataclasses.replace(CONFIG.decoder, num_layers=2),
 )
 
@@ -144,16 +145,16 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_one_training_step_on_a_gpu_never_synchronises(activation_checkpointing: bool) -> None:
+@pytest.mark.parametrize(("base", "activation_checkpointing"), [(CONFIG, False), (CONFIG, True), (CODES_CONFIG, False)])
+def test_one_training_step_on_a_gpu_never_synchronises(base: ModelConfig, activation_checkpointing: bool) -> None:
     encoder = EncoderConfig(
         model_dim=128, num_heads=2, pattern="SGW", window=64, dropout=0.2, activation_checkpointing=activation_checkpointing
     )
-    config = dataclasses.replace(CONFIG, encoder=encoder, kernels="triton")
+    config = dataclasses.replace(base, encoder=encoder, kernels="triton")
     model = history_model(config, "cuda", Backend.TRITON)
     # jagged, dense, and of short rows: the three attention kernels; more tokens than one block of an embedding's backward
     cases = [([300, 7, 0, 1000], [9, 1, 2, 5]), ([512, 512], [8, 8]), ([20] * 30, [1] * 30), ([4000, 90], [20, 3])]
-    made = [history_batch(lengths, targets, "cuda") for lengths, targets in cases]
+    made = [history_batch(lengths, targets, "cuda", config) for lengths, targets in cases]
 
     def step(rows: dict[str, Rows], batch: Any) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
