@@ -21,7 +21,7 @@ from gbla_rec.checkpoint.sharding import planned_tables
 from gbla_rec.checkpoint.table_communication import ELEMENT_BYTES, ID_BYTES
 from gbla_rec.checkpoint.table_plan import RankMemory, TablePlan, plan_tables, rank_memories
 from gbla_rec.config import RunConfig, exact_bytes, format_bytes
-from gbla_rec.data.batch import feature_names
+from gbla_rec.data.batch import feature_names, looked_up_features
 from gbla_rec.models.retriever import HistoryModel
 
 CODE_BYTES = 8
@@ -171,7 +171,7 @@ def _dense_memory(config: RunConfig, catalogue: Catalogue, shapes: Mapping[str, 
         gradients=2 * weights,
         optimizer=2 * weights,
         item_codes=catalogue.num_items * (len(catalogue.code_widths) * CODE_BYTES + _feature_dim(config) * FLOAT_BYTES),
-        hash_rows_host=catalogue.num_items * config.model.embedding.num_hashes * CODE_BYTES,
+        hash_rows_host=catalogue.num_items * config.model.embedding.num_item_tables * CODE_BYTES,
     )
 
 
@@ -222,7 +222,8 @@ def _exchange(plan: TablePlan, dense: DenseMemory) -> ExchangeVolume:
     cluster, tokens = plan.request.cluster, plan.request.tokens_per_batch
     element_bytes = ELEMENT_BYTES[plan.request.embedding.communication]
     ids, sent = 0, [0.0] * cluster.world_size
-    for option in plan.options:
+    looked_up = looked_up_features(plan.request.embedding)
+    for option in (option for option in plan.options if option.name in looked_up):
         rows, _ = option.tensor.shape
         for shard in option.shards:
             assert shard.rank is not None

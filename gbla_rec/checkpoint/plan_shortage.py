@@ -122,7 +122,7 @@ def _cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
         yield "--model.embedding.sharding row_wise: each table is then spread over all ranks"
     share = _share(best, Storage(hbm=0, ddr=0, ssd=0))
     rows = int(embedding.rows_per_table * _share(best, _exchange(request, best))) - request.cluster.world_size
-    if rows > 0:
+    if rows > 0 and embedding.reads_item_ids:
         yield f"fewer rows: --model.embedding.rows-per-table {rows} or less"
     # a row comes with a moment, and a token with an id: as much as two columns
     width = int((embedding.dim + 2) * share - 2) // ROW_ALIGNMENT * ROW_ALIGNMENT

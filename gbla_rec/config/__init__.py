@@ -31,6 +31,7 @@ from gbla_rec.config.model import ModelConfig as ModelConfig
 from gbla_rec.config.model import Objective as Objective
 from gbla_rec.config.model import Placement as Placement
 from gbla_rec.config.model import Sharding as Sharding
+from gbla_rec.config.model import Tokens as Tokens
 from gbla_rec.config.multiply_adds import BatchSizes as BatchSizes
 from gbla_rec.config.multiply_adds import MultiplyAdds as MultiplyAdds
 from gbla_rec.config.multiply_adds import forward_multiply_adds as forward_multiply_adds

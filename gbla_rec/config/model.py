@@ -13,11 +13,14 @@ Sharding = Literal["auto", "row_wise", "table_wise", "column_wise"]
 Placement = Literal["auto", "hbm", "uvm_caching", "uvm"]
 Communication = Literal["fp32", "bf16"]
 Objective = Literal["generative", "item", "joint"]
+Tokens = Literal["items", "codes"]
 PATTERN_LETTERS = "SGW"
 TRITON_MAX_CONV_WIDTH = 8
 """Taps of a convolution that the Triton kernels hold."""
 TRITON_MAX_HEAD_DIM = 256
 """Width of a head that they hold."""
+UNREAD_TABLE_ROWS = 1024
+"""Of an item table that nobody looks up: some for each rank, since fbgemm's CPU kernel refuses a rank that has no row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +53,13 @@ class EmbeddingConfig:
     1 leaves ids out altogether."""
     item_features: bool = False
     """Also read the item embeddings that the semantic IDs were made from, projected to the model width."""
+    tokens: Tokens = "items"
+    """What the encoder reads of an event. ``items``: one token of item id, context and semantic-ID codes together; ``codes``: its
+    codes one after another, a token each, as in TIGER (arXiv 2305.05065), with the context on the first. Item ids are not read then:
+    ``num_hashes``, ``rows_per_table`` and ``semantic_code_dim`` mean nothing. Lengths and budgets count events in either case."""
 
     def __post_init__(self) -> None:
+        require_choice(self, "tokens", Tokens)
         require_choice(self, "sharding", Sharding)
         require_choice(self, "placement", Placement)
         require_choice(self, "communication", Communication)
@@ -60,6 +68,27 @@ class EmbeddingConfig:
         require_positive(self, "num_hashes", "rows_per_table", "dim")
         require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
         require(0 <= self.id_dropout <= 1, "EmbeddingConfig.id_dropout", "lie in [0, 1]", self.id_dropout)
+        reads_items = self.id_dropout > 0 or self.item_features
+        require(self.tokens == "items" or not reads_items, "EmbeddingConfig.tokens", "be 'items' to read ids or features of items", self.tokens)
+
+    @property
+    def reads_item_ids(self) -> bool:
+        """Whether the item tables are looked up."""
+        return self.tokens == "items"
+
+    @property
+    def num_item_tables(self) -> int:
+        """One for each hash function; one that nobody looks up if ids are not read, since TorchRec wants a table."""
+        return self.num_hashes if self.reads_item_ids else 1
+
+    @property
+    def rows_per_item_table(self) -> int:
+        """``rows_per_table``; few if ids are not read."""
+        return self.rows_per_table if self.reads_item_ids else UNREAD_TABLE_ROWS
+
+    def tokens_per_event(self, num_code_levels: int) -> int:
+        """Tokens of the encoder for one event of a history; ``num_code_levels`` is ``C``."""
+        return num_code_levels if self.tokens == "codes" else 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,15 +148,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderConfig:
-    """The one-layer decoder of semantic IDs."""
+    """The decoder of semantic IDs."""
 
     num_heads: int = 8
     ffn_dim: int | None = None
     dropout: float = 0.0
     label_smoothing: float = 0.0
+    num_layers: int = 1
+    """Layers of self-attention over the codes, cross-attention over the memory and SwiGLU. The paper has one: its capacity is in the
+    encoder; TIGER (arXiv 2305.05065) has as many as its encoder."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_heads")
+        require_positive(self, "num_heads", "num_layers")
         require(self.ffn_dim is None or self.ffn_dim > 0, "DecoderConfig.ffn_dim", "be positive or None", self.ffn_dim)
         require(0 <= self.label_smoothing < 1, "DecoderConfig.label_smoothing", "lie in [0, 1)", self.label_smoothing)
         require(0 <= self.dropout < 1, "DecoderConfig.dropout", "lie in [0, 1)", self.dropout)
@@ -164,6 +196,8 @@ class ModelConfig:
             "divide EncoderConfig.model_dim",
             self.decoder.num_heads,
         )
+        has_items = self.embedding.tokens == "items"
+        require(has_items or not self.has_item_head, "ModelConfig.objective", "be 'generative' where tokens are codes", self.objective)
         obstacle = self._triton_obstacle()
         require(self.kernels != "triton" or obstacle is None, "ModelConfig.kernels", f"be 'reference' where {obstacle}", self.kernels)
 

@@ -23,7 +23,7 @@ class BatchSizes:
     """What the products of a batch depend on, all of them linearly.
 
     Attributes:
-        tokens: ``L``.
+        tokens: ``L`` of the encoder: events, or ``C`` times as many where codes are tokens.
         pairs: pairs of tokens of one row, ``sum T^2``.
         window_pairs: pairs that a windowed layer sees.
         targets: ``S``.
@@ -51,11 +51,8 @@ def forward_multiply_adds(model: ModelConfig, widths: tuple[int, ...], sizes: Ba
         widths: codes of each level, ``C`` entries.
         sizes: of the batch.
     """
-    encoder, embedding = model.encoder, model.embedding
-    num_features = embedding.num_hashes + len(embedding.context_features)
-    # the item features' width is not in the config: their part of the input projection is left out
-    input_dim = num_features * embedding.dim + len(widths) * embedding.semantic_code_dim
-    counts = {"input": sizes.tokens * input_dim * encoder.model_dim}
+    encoder = model.encoder
+    counts = {"input": _input(model, widths, sizes)}
     for letter in sorted(set(encoder.layers)):
         counts[letter] = encoder.layers.count(letter) * _mixer(letter, encoder, sizes)
     counts["ffn"] = len(encoder.layers) * sizes.tokens * 3 * encoder.model_dim * encoder.resolved_ffn_dim
@@ -63,8 +60,21 @@ def forward_multiply_adds(model: ModelConfig, widths: tuple[int, ...], sizes: Ba
         counts["decoder"] = _decoder(model, widths, sizes)
     if model.has_item_head:
         dim = encoder.model_dim
-        counts["item_head"] = sizes.queries * dim**2 + sizes.candidates * input_dim * dim + sizes.scores * dim
+        vectors = _input(model, widths, BatchSizes(tokens=sizes.candidates))
+        counts["item_head"] = sizes.queries * dim**2 + vectors + sizes.scores * dim
     return counts
+
+
+def _input(model: ModelConfig, widths: tuple[int, ...], sizes: BatchSizes) -> int:
+    """Multiply-adds of the projection of an event's rows and codes; codes that are tokens are looked up at model width.
+
+    The width of item features is not in the config: their part is left out.
+    """
+    embedding = model.embedding
+    num_features = embedding.num_item_tables * embedding.reads_item_ids + len(embedding.context_features)
+    code_dims = len(widths) * embedding.semantic_code_dim if embedding.tokens == "items" else 0
+    events = sizes.tokens // embedding.tokens_per_event(len(widths))
+    return events * (num_features * embedding.dim + code_dims) * model.encoder.model_dim
 
 
 def _mixer(letter: str, encoder: EncoderConfig, sizes: BatchSizes) -> int:
@@ -83,13 +93,14 @@ def _mixer(letter: str, encoder: EncoderConfig, sizes: BatchSizes) -> int:
 
 
 def _decoder(model: ModelConfig, widths: tuple[int, ...], sizes: BatchSizes) -> int:
-    """Multiply-adds of the decoder, its heads and the projection of the memory to keys and values."""
+    """Multiply-adds of the decoder's layers, each with its projection of the memory to keys and values, and of the heads."""
     dim, positions = model.encoder.model_dim, sizes.targets * len(widths)
     ffn_dim = model.decoder.ffn_dim if model.decoder.ffn_dim is not None else 2 * dim
     # self-attention's projections (4), cross-attention's query and output (2), SwiGLU (3)
     dense = positions * dim * (6 * dim + 3 * ffn_dim)
     attention = 2 * dim * (positions * len(widths) + sizes.memory_pairs)
-    return dense + attention + sizes.tokens * 2 * dim**2 + sizes.targets * dim * sum(widths)
+    layer = dense + attention + sizes.tokens * 2 * dim**2
+    return model.decoder.num_layers * layer + sizes.targets * dim * sum(widths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +131,13 @@ def multiply_adds(model: ModelConfig, widths: tuple[int, ...], max_history_lengt
         return sum(forward_multiply_adds(model, widths, BatchSizes(**one)).values())
 
     window, window_pair = model.encoder.window, each(window_pairs=1)
-    sees_all = window + 1 >= max_history_length
+    tokens = model.embedding.tokens_per_event(len(widths))
+    sees_all = window + 1 >= max_history_length * tokens
     return MultiplyAdds(
-        event=each(tokens=1) + (0 if sees_all else (2 * window + 1) * window_pair),
-        pair=each(pairs=1) + (window_pair if sees_all else 0),
+        event=each(tokens=tokens) + (0 if sees_all else tokens * (2 * window + 1) * window_pair),
+        pair=tokens**2 * (each(pairs=1) + (window_pair if sees_all else 0)),
         target=each(targets=1),
-        target_event=len(widths) * each(memory_pairs=1),
+        target_event=len(widths) * tokens * each(memory_pairs=1),
     )
 
 

@@ -31,7 +31,12 @@ def context_feature(column: str) -> str:
 
 def feature_names(config: EmbeddingConfig) -> list[str]:
     """Keys of ``Batch.features``, in order: hashes, then context columns."""
-    return [hash_feature(i) for i in range(config.num_hashes)] + [context_feature(column) for column in config.context_features]
+    return [hash_feature(i) for i in range(config.num_item_tables)] + [context_feature(column) for column in config.context_features]
+
+
+def looked_up_features(config: EmbeddingConfig) -> list[str]:
+    """The keys that have ids: all, or those of context columns if item ids are not read."""
+    return feature_names(config)[0 if config.reads_item_ids else config.num_item_tables :]
 
 
 IDS_PER_RUN = 16
@@ -43,14 +48,14 @@ class Batch(Pipelineable):
     """One rank's part of a global batch.
 
     Attributes:
-        features: keys of ``feature_names``, each with ``L`` values, the histories, and one for each candidate of ``queries``: ready for
-            the tables. Its rows are runs of ``IDS_PER_RUN`` ids, whatever the rows of the histories: the tables know ids only, and look
-            up the ids of a row one by one.
+        features: keys of ``feature_names``, each with ``L`` values, the histories, and one for each candidate of ``queries``, or none
+            if it is not among ``looked_up_features``: ready for the tables. Its rows are runs of ``IDS_PER_RUN`` ids, whatever the rows
+            of the histories: the tables know ids only, and look up the ids of a row one by one.
         items: ``(L,)`` int64 item indices of the histories.
-        layout: rows of the histories.
+        layout: rows of the encoder's tokens: the histories, with ``C`` tokens for each event where its codes are read as tokens.
         targets: ``(S,)`` int64 item indices to predict.
         code_layout: rows of the ``(S * C,)`` target code positions.
-        token_keys: ``(L,)`` int64 keys of the dropout masks; ``target_keys`` ``(S,)`` likewise.
+        token_keys: int64 keys of the dropout masks, one for each token of ``layout``; ``target_keys`` ``(S,)`` likewise.
         loss_weight: ranks / targets of the global batch: makes the mean of rank gradients the gradient of the global mean.
         next_position: where the stream goes on after this global batch; None in evaluation.
         num_global_targets: predictions of the global batch: its targets, or its events where every event predicts the next.
@@ -107,8 +112,9 @@ class Collator:
         """``item_ids``: ``(N,)`` original ids in item-index order; ``query_maker``: where the model has an item-level head."""
         self.config, self.query_maker = config, query_maker
         self.num_code_levels, self.world_size = num_code_levels, world_size
-        self.hash_rows = torch.from_numpy(hash_rows(item_ids, config.num_hashes, config.rows_per_table, config.hash_seed))
+        self.hash_rows = torch.from_numpy(hash_rows(item_ids, config.num_item_tables, config.rows_per_item_table, config.hash_seed))
         self.features = feature_names(config)
+        self.tokens_per_event = config.tokens_per_event(num_code_levels)
 
     def __call__(self, histories: HistoryBatch) -> Batch:
         """Build the tensors of one step on the CPU."""
@@ -126,10 +132,10 @@ class Collator:
         return Batch(
             features=self._features(items if queries is None else torch.cat([items, queries.candidates]), context),
             items=items,
-            layout=JaggedLayout.from_lengths(lengths),
+            layout=JaggedLayout.from_lengths(lengths * self.tokens_per_event),
             targets=torch.from_numpy(histories.targets),
             code_layout=JaggedLayout.from_lengths(target_lengths * self.num_code_levels),
-            token_keys=token_keys,
+            token_keys=(token_keys[:, None] + torch.arange(self.tokens_per_event)).flatten(),
             target_keys=_target_keys(token_keys, offsets, target_lengths, user_rows),
             loss_weight=self.world_size / max(num_predictions, 1),
             next_position=histories.next_position,
@@ -144,11 +150,15 @@ class Collator:
 
     def _features(self, items: Tensor, context: Mapping[str, Tensor]) -> KeyedJaggedTensor:
         """One value for each item; context values belong to the first items, the others get value 0, which nothing reads."""
-        values = [row_of_item[items] for row_of_item in self.hash_rows]
+        # a table that is not read gets no ids, but its runs: TorchRec exchanges batches of one stride
+        ids, runs = items if self.config.reads_item_ids else items[:0], _runs(items.numel())
+        run_lengths = [runs if self.config.reads_item_ids else torch.zeros_like(runs)] * len(self.hash_rows)
+        run_lengths += [runs] * len(self.config.context_features)
+        values = [row_of_item[ids] for row_of_item in self.hash_rows]
         for column in self.config.context_features:
             known = context.get(column, items[:0])
             values.append(torch.cat([known, known.new_zeros(items.numel() - known.numel())]))
-        return KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=_runs(items.numel()).repeat(len(values)))
+        return KeyedJaggedTensor(keys=self.features, values=torch.cat(values), lengths=torch.cat(run_lengths))
 
     def _predicts_events(self, histories: HistoryBatch) -> bool:
         return self.query_maker is not None and self.query_maker.asks_every_event(histories)

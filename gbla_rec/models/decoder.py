@@ -1,26 +1,17 @@
-"""The one-layer decoder of semantic IDs: causal self-attention over the code prefix, cross-attention over the memory."""
+"""The decoder of semantic IDs: from the codes before it and the encoded history to the code of each level."""
 
 # B rows, L memory tokens, S targets, C code levels, W codebook width, D model width, H heads, M beams (docs/shapes.md)
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed
+from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import DecoderConfig
-from gbla_rec.models.jagged_attention import jagged_attention
-from gbla_rec.models.keyed_dropout import keyed_dropout
-from gbla_rec.models.layers import RMSNorm, SwiGLU, initialized_linear
+from gbla_rec.models.decoder_layer import DecoderLayer, DecoderMemory
+from gbla_rec.models.layers import RMSNorm, initialized_linear
 
-
-@dataclass(frozen=True, eq=False)
-class DecoderMemory:
-    """Keys and values ``(L, 2, H, D / H)`` of the encoded histories, computed once per batch."""
-
-    key_value: Tensor
-    layout: JaggedLayout
+__all__ = ["DecoderMemory", "SemanticIdDecoder"]
 
 
 class SemanticIdDecoder(nn.Module):
@@ -40,30 +31,25 @@ class SemanticIdDecoder(nn.Module):
                 ``jagged_attention``.
         """
         super().__init__()
-        self.config, self.widths, self.backend = config, widths, backend
-        self.head_dim = model_dim // config.num_heads
+        self.config, self.widths = config, widths
         self.start = nn.Parameter(torch.zeros(model_dim))
         self.code_embeddings = nn.ModuleList(nn.Embedding(width, model_dim) for width in widths[:-1])
         for embedding in self.code_embeddings:
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, std=0.5)
         self.level_embedding = nn.Parameter(0.5 * torch.randn(len(widths), model_dim))
-        self.self_norm = RMSNorm(model_dim)
-        self.self_projection = initialized_linear(model_dim, 3 * model_dim)
-        self.self_output = initialized_linear(model_dim, model_dim, scale=0.5)
-        self.cross_norm = RMSNorm(model_dim)
-        self.cross_query = initialized_linear(model_dim, model_dim)
-        self.memory_projection = initialized_linear(model_dim, 2 * model_dim)
-        self.cross_output = initialized_linear(model_dim, model_dim, scale=0.5)
-        self.ffn_norm = RMSNorm(model_dim)
-        ffn_dim = config.ffn_dim if config.ffn_dim is not None else 2 * model_dim
-        self.ffn = SwiGLU(model_dim, ffn_dim, output_scale=0.5)
+        first, *further = (DecoderLayer(model_dim, config, index, backend) for index in range(config.num_layers))
+        # the first layer's parts are the decoder's own, so that a decoder of one layer names its parameters without a number
+        for name, part in first.named_children():
+            self.add_module(name, part)
+        self.further_layers = nn.ModuleList(further)
+        self._layers = (first, *further)
         self.final_norm = RMSNorm(model_dim)
         self.heads = nn.ModuleList(initialized_linear(model_dim, width, scale=0.5) for width in widths)
 
     def remember(self, memory: Tensor, layout: JaggedLayout) -> DecoderMemory:
-        """Project the encoder's output ``(L, D)`` to cross-attention keys and values."""
-        return DecoderMemory(self.memory_projection(memory).view(memory.shape[0], 2, self.config.num_heads, self.head_dim), layout)
+        """Project the encoder's output ``(L, D)`` to each layer's cross-attention keys and values."""
+        return DecoderMemory(tuple(layer.remember(memory) for layer in self._layers), layout)
 
     def forward(self, codes: Tensor, code_layout: JaggedLayout, memory: DecoderMemory, token_keys: Tensor | None = None) -> list[Tensor]:
         """Teacher-forced logits of every level.
@@ -79,9 +65,10 @@ class SemanticIdDecoder(nn.Module):
         """
         num_levels = len(self.widths)
         x = self._embed(codes[:, : num_levels - 1])
-        x = x + self._self_attention(x, x)
         keys = None if token_keys is None else (token_keys[:, None] + torch.arange(num_levels, device=codes.device)).flatten()
-        hidden = self._read_memory(x.flatten(0, 1), code_layout, memory, keys).view_as(x)
+        for layer in self._layers:
+            x = layer(x, num_levels, code_layout, memory, keys)
+        hidden = self.final_norm(x.flatten(0, 1)).view_as(x)
         return [head(hidden[:, level]) for level, head in enumerate(self.heads)]
 
     def next_log_probs(self, prefixes: Tensor, beam_layout: JaggedLayout, memory: DecoderMemory) -> Tensor:
@@ -97,9 +84,12 @@ class SemanticIdDecoder(nn.Module):
         """
         num_rows, num_beams, level = prefixes.shape
         x = self._embed(prefixes.flatten(0, 1))
-        newest = x[:, -1:]
-        newest = (newest + self._self_attention(newest, x)).flatten(0, 1)
-        hidden = self._read_memory(newest, beam_layout, memory, None)
+        *lower, last = self._layers
+        # every position of a prefix enters the layers above; they are few, so each level computes them anew
+        prefix_layout = _with_positions(beam_layout, level + 1) if lower else beam_layout
+        for layer in lower:
+            x = layer(x, level + 1, prefix_layout, memory, None)
+        hidden = self.final_norm(last(x, 1, beam_layout, memory, None).flatten(0, 1))
         logits: Tensor = self.heads[level](hidden)
         return F.log_softmax(logits.float(), dim=-1).view(num_rows, num_beams, -1)
 
@@ -109,23 +99,10 @@ class SemanticIdDecoder(nn.Module):
         tokens += [embedding(codes[:, level]) for level, embedding in zip(range(codes.shape[1]), self.code_embeddings, strict=False)]
         return torch.stack(tokens, dim=1) + self.level_embedding[: len(tokens)]
 
-    def _self_attention(self, queries: Tensor, inputs: Tensor) -> Tensor:
-        """Causal attention of the newest ``queries (S, n, D)`` over ``inputs (S, l, D)``, n = l or n = 1."""
-        normed = self.self_norm(inputs)
-        heads = (inputs.shape[0], inputs.shape[1], 3, self.config.num_heads, self.head_dim)
-        query, key, value = self.self_projection(normed).view(heads).permute(2, 0, 3, 1, 4).unbind(0)
-        query = query[:, :, -queries.shape[1] :]
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=queries.shape[1] > 1)
-        return self.self_output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _read_memory(self, x: Tensor, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:
-        query = self.cross_query(self.cross_norm(x)).view(x.shape[0], self.config.num_heads, self.head_dim)
-        if self.backend is Backend.TRITON:
-            attended = jagged_cross_attention_packed(query, memory.key_value, layout, memory.layout, backend=self.backend)
-        else:
-            key, value = memory.key_value.unbind(1)
-            attended = jagged_attention(query, key, value, layout, memory.layout)
-        dropout = self.config.dropout
-        x = x + keyed_dropout(self.cross_output(attended.flatten(1)), keys, dropout, 1001)
-        x = x + keyed_dropout(self.ffn(self.ffn_norm(x)), keys, dropout, 1002)
-        return self.final_norm(x)  # type: ignore[no-any-return]
+def _with_positions(beam_layout: JaggedLayout, num_positions: int) -> JaggedLayout:
+    """Rows with ``num_positions`` tokens for each of a row's beams."""
+    if num_positions == 1:
+        return beam_layout
+    lengths = [num_positions * beams for beams in beam_layout.row_lengths]
+    return JaggedLayout.from_lengths(lengths).to(beam_layout.offsets.device)

@@ -37,7 +37,7 @@ def item_tables(config: EmbeddingConfig, context_sizes: Mapping[str, int], devic
     missing = sorted(set(config.context_features) - set(context_sizes))
     if missing:
         raise ValueError(f"EmbeddingConfig.context_features must be context columns of the dataset {sorted(context_sizes)}, got {missing}")
-    rows = {hash_feature(i): config.rows_per_table for i in range(config.num_hashes)}
+    rows = {hash_feature(i): config.rows_per_item_table for i in range(config.num_item_tables)}
     rows |= {context_feature(column): context_sizes[column] for column in config.context_features}
     tables = [
         TableConfig(name=name, embedding_dim=config.dim, num_embeddings=rows[name], feature_names=[name]) for name in feature_names(config)

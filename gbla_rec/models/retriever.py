@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import ModelConfig
+from gbla_rec.models.code_input import token_input
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
-from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.item_head import ItemHead
 from gbla_rec.models.losses import semantic_id_nll
 from gbla_rec.models.step_parts import step_part
@@ -61,7 +61,7 @@ class HistoryModel(nn.Module):
         dim = config.encoder.model_dim
         self.config = config
         feature_dim = 0 if item_features is None else item_features.shape[1]
-        self.input = HistoryInput(features, config.embedding, widths, dim, feature_dim=feature_dim)
+        self.input = token_input(config.embedding, features, widths, dim, feature_dim)
         self.encoder = HybridEncoder(config.encoder, backend=backend)
         self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend) if config.has_decoder else None
         self.item_head = ItemHead(dim, config.item_head) if config.has_item_head else None
@@ -114,12 +114,12 @@ class HistoryModel(nn.Module):
         """NLL of the predictions in nats: everything of a step that is neither tables nor optimiser.
 
         Args:
-            rows: ``(L + candidates, table_dim)`` of each feature; all else as in ``Batch``.
+            rows: ``(L + candidates, table_dim)`` of each feature, no rows of one that is not looked up; all else as in ``Batch``.
             items: ``(L,)``.
-            token_keys: ``(L,)``.
+            token_keys: one for each token of ``layout``.
             targets: ``(S,)``.
             target_keys: ``(S,)``.
-            layout: of the histories.
+            layout: of the encoder's tokens.
             code_layout: of the targets' codes.
             queries: of the item-level head.
 

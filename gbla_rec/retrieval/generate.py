@@ -53,5 +53,5 @@ def generate_items(
         num_results=num_results,
         denied_items=denied_items,
         denied_offsets=denied_offsets,
-        device=memory.key_value.device,
+        device=memory.device,
     )

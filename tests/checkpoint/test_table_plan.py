@@ -164,6 +164,17 @@ def test_ten_billion_rows_are_planned_in_seconds() -> None:
     assert plan.exchange.rows == 2 * (1 << 24) * 128 * 4 and plan.exchange.ids == 2 * (1 << 24) * 8
 
 
+@pytest.mark.parametrize("sharding", SHARDED)
+def test_the_table_that_code_tokens_leave_is_planned_and_exchanges_nothing(sharding: Any) -> None:
+    embedding = EmbeddingConfig(dim=256, tokens="codes", sharding=sharding)
+    for cluster in (CPUS, GPUS):
+        run = RunConfig(name="codes", dataset="codes", model=ModelConfig(embedding=embedding))
+        plan = plan_cluster(run, cluster, Catalogue(num_items=10**6, context_sizes={}, code_widths=(256, 256, 256, 16)))
+        assert [(table.name, table.rows) for table in plan.tables] == [("item_hash_0", 1024)]
+        assert plan.exchange.rows == plan.exchange.ids == plan.exchange.busiest_rank == 0
+        assert plan.dense.hash_rows_host == 10**6 * 8
+
+
 @pytest.mark.usefixtures("tiny_workspace")
 def test_a_dense_part_larger_than_the_reserve_is_refused() -> None:
     config = RunConfig(name="large", dataset="large")

@@ -21,6 +21,12 @@ CONFIG = ModelConfig(
     encoder=EncoderConfig(model_dim=32, num_heads=2, pattern="SG", ffn_dim=32, dropout=0.2),
     decoder=DecoderConfig(num_heads=2, ffn_dim=32, dropout=0.2, label_smoothing=0.1),
 )
+CODES_CONFIG = dataclasses.replace(
+    CONFIG,
+    embedding=EmbeddingConfig(dim=TABLE_DIM, tokens="codes", context_features=("kind",)),
+    encoder=dataclasses.replace(CONFIG.encoder, pattern="S"),
+    decoder=dataclasses.replace(CONFIG.decoder, num_layers=2),
+)
 
 
 class Rows:
@@ -37,21 +43,23 @@ def history_model(config: ModelConfig = CONFIG, device: str = "cpu", backend: Ba
     return HistoryModel(config, FEATURES, codes, WIDTHS, backend).to(device)
 
 
-def history_batch(lengths: list[int], targets: list[int], device: str = "cpu") -> tuple[dict[str, Rows], Any]:
+def history_batch(lengths: list[int], targets: list[int], device: str = "cpu", config: ModelConfig = CONFIG) -> tuple[dict[str, Rows], Any]:
     """Embedded rows that want gradients, and what the model reads of a ``Batch``."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    num_tokens, num_targets = sum(lengths), sum(targets)
+    num_events, num_targets, tokens = sum(lengths), sum(targets), config.embedding.tokens_per_event(len(WIDTHS))
+    num_rows = [num_events if config.embedding.reads_item_ids else 0, num_events]
 
     def integers(high: int, size: int) -> Tensor:
         return torch.randint(0, high, (size,), generator=generator).to(device)
 
-    rows = {name: Rows(torch.randn(num_tokens, TABLE_DIM, generator=generator).to(device).requires_grad_()) for name in FEATURES}
+    made = [torch.randn(count, TABLE_DIM, generator=generator).to(device).requires_grad_() for count in num_rows]
+    rows = {name: Rows(values) for name, values in zip(FEATURES, made, strict=True)}
     batch = SimpleNamespace(
-        items=integers(NUM_ITEMS, num_tokens),
-        token_keys=integers(2**62, num_tokens),
+        items=integers(NUM_ITEMS, num_events),
+        token_keys=integers(2**62, num_events * tokens),
         targets=integers(NUM_ITEMS, num_targets),
         target_keys=integers(2**62, num_targets),
-        layout=JaggedLayout.from_lengths(lengths).to(device),
+        layout=JaggedLayout.from_lengths([tokens * length for length in lengths]).to(device),
         code_layout=JaggedLayout.from_lengths([len(WIDTHS) * count for count in targets]).to(device),
         loss_weight=1 / max(num_targets, 1),
         queries=None,
@@ -82,18 +90,20 @@ def batches() -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("activation_checkpointing", "backend"), [pytest.param(False, "aot_eager", marks=pytest.mark.slow), (True, "eager")]
+    ("config", "activation_checkpointing", "backend"),
+    [pytest.param(CONFIG, False, "aot_eager", marks=pytest.mark.slow), (CONFIG, True, "eager"), (CODES_CONFIG, False, "eager")],
+    ids=["items", "items recomputed", "codes"],
 )
-def test_one_graph_for_every_batch_and_eager_results(activation_checkpointing: bool, backend: str) -> None:
+def test_one_graph_for_every_batch_and_eager_results(config: ModelConfig, activation_checkpointing: bool, backend: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    encoder = dataclasses.replace(CONFIG.encoder, activation_checkpointing=activation_checkpointing)
-    eager, compiled = history_model(), history_model(dataclasses.replace(CONFIG, encoder=encoder))
+    encoder = dataclasses.replace(config.encoder, activation_checkpointing=activation_checkpointing)
+    eager, compiled = history_model(config), history_model(dataclasses.replace(config, encoder=encoder))
     counter = CompileCounterWithBackend(backend)
     compiled.compile_training(counter)
     num_compiled_batches = 0
     for lengths, targets in batches():
-        expected, actual = (outcome(model, *history_batch(lengths, targets)) for model in (eager, compiled))
+        expected, actual = (outcome(model, *history_batch(lengths, targets, config=config)) for model in (eager, compiled))
         num_compiled_batches += min(sum(lengths), sum(targets)) >= 16
         for name, value in expected.items():
             assert actual[name].shape == value.shape
@@ -136,16 +146,16 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_one_training_step_on_a_gpu_never_synchronises(activation_checkpointing: bool) -> None:
+@pytest.mark.parametrize(("base", "activation_checkpointing"), [(CONFIG, False), (CONFIG, True), (CODES_CONFIG, False)])
+def test_one_training_step_on_a_gpu_never_synchronises(base: ModelConfig, activation_checkpointing: bool) -> None:
     encoder = EncoderConfig(
         model_dim=128, num_heads=2, pattern="SGW", window=64, dropout=0.2, activation_checkpointing=activation_checkpointing
     )
-    config = dataclasses.replace(CONFIG, encoder=encoder, kernels="triton")
+    config = dataclasses.replace(base, encoder=encoder, kernels="triton")
     model = history_model(config, "cuda", Backend.TRITON)
     # jagged, dense, and of short rows: the three attention kernels; more tokens than one block of an embedding's backward
     cases = [([300, 7, 0, 1000], [9, 1, 2, 5]), ([512, 512], [8, 8]), ([20] * 30, [1] * 30), ([4000, 90], [20, 3])]
-    made = [history_batch(lengths, targets, "cuda") for lengths, targets in cases]
+    made = [history_batch(lengths, targets, "cuda", config) for lengths, targets in cases]
 
     def step(rows: dict[str, Rows], batch: Any) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):

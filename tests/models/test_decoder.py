@@ -1,22 +1,28 @@
 """The decoder: teacher forcing and step-by-step decoding agree, nothing leaks between levels, targets or rows."""
 
+import copy
+
 import pytest
 import torch
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig
+from gbla_rec.models import decoder_layer
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
+from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.losses import semantic_id_nll
 
 WIDTHS = (6, 5, 4)
 MEMORY_LENGTHS = [4, 0, 9]
 TARGETS = [2, 1, 3]
+of_any_depth = pytest.mark.parametrize("num_layers", [1, 3])
 
 
-def decoder_of(backend: Backend = Backend.REFERENCE) -> SemanticIdDecoder:
+def decoder_of(num_layers: int, backend: Backend = Backend.REFERENCE, dropout: float = 0.0) -> SemanticIdDecoder:
     torch.manual_seed(0)
-    return SemanticIdDecoder(16, WIDTHS, DecoderConfig(num_heads=2), backend=backend).double()
+    config = DecoderConfig(num_heads=2, num_layers=num_layers, dropout=dropout)
+    return SemanticIdDecoder(16, WIDTHS, config, backend=backend).double()
 
 
 def random_codes(count: int) -> torch.Tensor:
@@ -31,8 +37,9 @@ def code_layout(targets: list[int]) -> JaggedLayout:
     return JaggedLayout.from_lengths([len(WIDTHS) * count for count in targets])
 
 
-def test_step_by_step_log_probs_equal_teacher_forcing() -> None:
-    decoder, codes = decoder_of(), random_codes(6)
+@of_any_depth
+def test_step_by_step_log_probs_equal_teacher_forcing(num_layers: int) -> None:
+    decoder, codes = decoder_of(num_layers), random_codes(6)
     memory = remember(decoder)
     codes_by_row = torch.stack([codes[:2], codes[2:4], codes[4:]])
     logits = decoder(codes, code_layout([2, 2, 2]), memory)
@@ -42,8 +49,9 @@ def test_step_by_step_log_probs_equal_teacher_forcing() -> None:
         assert relative_error(steps.flatten(0, 1), expected) < 1e-6, level
 
 
-def test_a_level_sees_earlier_codes_only() -> None:
-    decoder, codes = decoder_of(), random_codes(6)
+@of_any_depth
+def test_a_level_sees_earlier_codes_only(num_layers: int) -> None:
+    decoder, codes = decoder_of(num_layers), random_codes(6)
     memory = remember(decoder)
     before = decoder(codes, code_layout(TARGETS), memory)
     for level in range(len(WIDTHS)):
@@ -56,24 +64,27 @@ def test_a_level_sees_earlier_codes_only() -> None:
             assert not torch.equal(after[level + 1], before[level + 1])
 
 
-def test_targets_and_rows_are_independent() -> None:
-    decoder, codes = decoder_of(), random_codes(6)
+@of_any_depth
+def test_targets_and_rows_are_independent(num_layers: int) -> None:
+    decoder, codes = decoder_of(num_layers), random_codes(6)
     memory = remember(decoder)
     together = decoder(codes, code_layout(TARGETS), memory)
     rows = [0, 0, 1, 2, 2, 2]
     for target, row in enumerate(rows):
         start, stop = memory.layout.offsets[row], memory.layout.offsets[row + 1]
-        row_memory = DecoderMemory(memory.key_value[start:stop], JaggedLayout.from_lengths([MEMORY_LENGTHS[row]]))
+        key_values = tuple(key_value[start:stop] for key_value in memory.key_values)
+        row_memory = DecoderMemory(key_values, JaggedLayout.from_lengths([MEMORY_LENGTHS[row]]))
         alone = decoder(codes[target : target + 1], code_layout([1]), row_memory)
         for level in range(len(WIDTHS)):
             assert relative_error(alone[level], together[level][target : target + 1]) < 1e-11
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the CPU in Triton's interpreter only")
-def test_backends_agree() -> None:
+@of_any_depth
+def test_backends_agree(num_layers: int) -> None:
     results = []
     for backend in (Backend.REFERENCE, Backend.TRITON):
-        decoder = decoder_of(backend).float()
+        decoder = decoder_of(num_layers, backend).float()
         layout = JaggedLayout.from_lengths(MEMORY_LENGTHS)
         encoded = torch.randn(sum(MEMORY_LENGTHS), 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
         codes = torch.ones(6, len(WIDTHS), dtype=torch.int64)
@@ -83,8 +94,9 @@ def test_backends_agree() -> None:
         assert relative_error(found, expected) < 1e-4
 
 
-def test_log_probs_of_all_ids_sum_to_one() -> None:
-    decoder = decoder_of()
+@of_any_depth
+def test_log_probs_of_all_ids_sum_to_one(num_layers: int) -> None:
+    decoder = decoder_of(num_layers)
     memory = remember(decoder)
     ids = torch.cartesian_prod(*(torch.arange(width) for width in WIDTHS))
     nll = semantic_id_nll(decoder(ids.repeat(3, 1), code_layout([len(ids)] * 3), memory), ids.repeat(3, 1))
@@ -92,9 +104,68 @@ def test_log_probs_of_all_ids_sum_to_one() -> None:
     assert torch.allclose(totals, torch.ones(3), atol=1e-4)
 
 
-def test_no_targets_give_zero_gradients() -> None:
-    decoder = decoder_of()
+@of_any_depth
+def test_no_targets_give_zero_gradients(num_layers: int) -> None:
+    decoder = decoder_of(num_layers)
     memory = remember(decoder)
     loss = semantic_id_nll(decoder(random_codes(0), code_layout([0, 0, 0]), memory), random_codes(0)).sum()
     for gradient in torch.autograd.grad(loss, list(decoder.parameters())):
         assert torch.all(gradient == 0)
+
+
+@of_any_depth
+def test_gradients_reach_every_parameter_and_every_event(num_layers: int) -> None:
+    decoder, layout = decoder_of(num_layers), JaggedLayout.from_lengths(MEMORY_LENGTHS)
+    encoded = torch.randn(sum(MEMORY_LENGTHS), 16, dtype=torch.float64, requires_grad=True)
+    ids = torch.cartesian_prod(*(torch.arange(width) for width in WIDTHS))
+    loss = semantic_id_nll(
+        decoder(ids.repeat(3, 1), code_layout([len(ids)] * 3), decoder.remember(encoded, layout)), ids.repeat(3, 1)
+    ).sum()
+    names, leaves = zip(*decoder.named_parameters(), strict=True)
+    *gradients, of_events = torch.autograd.grad(loss, [*leaves, encoded])
+    assert all(gradient.abs().max() > 0 for gradient in gradients), [n for n, g in zip(names, gradients, strict=True) if not g.any()]
+    assert bool((of_events.abs().amax(dim=1) > 0).all())
+    assert len(names) == len(set(names)) == len(set(leaves))
+
+
+def test_a_decoder_of_one_layer_numbers_no_parameter_and_a_deeper_one_only_those_it_adds() -> None:
+    one, three = (dict(decoder_of(num_layers).named_parameters()) for num_layers in (1, 3))
+    layer = ["self_norm", "self_projection", "self_output", "cross_norm", "cross_query", "memory_projection", "cross_output", "ffn_norm"]
+    layer += ["ffn.in_projection", "ffn.out_projection"]
+    around = ["start", "level_embedding", "code_embeddings.0.weight", "code_embeddings.1.weight", "final_norm.weight"]
+    around += [f"heads.{level}.weight" for level in range(len(WIDTHS))]
+    assert set(one) == {*around, *(f"{part}.weight" for part in layer)}
+    assert set(three) - set(one) == {f"further_layers.{index}.{part}.weight" for index in range(2) for part in layer}
+    assert all(three[name].shape == parameter.shape for name, parameter in one.items())
+
+
+def test_loaded_and_moved_weights_are_those_that_decode() -> None:
+    source, codes = decoder_of(3), random_codes(6)
+    copied = copy.deepcopy(source)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    loaded = SemanticIdDecoder(16, WIDTHS, source.config).to("meta").to_empty(device="cpu").double()
+    loaded.load_state_dict(source.state_dict())
+    encoded, layout = torch.randn(sum(MEMORY_LENGTHS), 16, dtype=torch.float64), JaggedLayout.from_lengths(MEMORY_LENGTHS)
+    expected, found, zeros = (
+        decoder(codes, code_layout(TARGETS), decoder.remember(encoded, layout)) for decoder in (source, loaded, copied)
+    )
+    assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
+    assert not any(logits.any() for logits in zeros) and all(logits.any() for logits in expected)
+
+
+def test_no_two_dropouts_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = []
+
+    def keep(x: torch.Tensor, keys: torch.Tensor | None, probability: float, salt: int) -> torch.Tensor:
+        masks.append(keyed_dropout(torch.ones_like(x), keys, probability, salt))
+        return keyed_dropout(x, keys, probability, salt)
+
+    monkeypatch.setattr(decoder_layer, "keyed_dropout", keep)
+    decoder = decoder_of(3, dropout=0.5)
+    decoder(random_codes(6), code_layout(TARGETS), remember(decoder), torch.arange(6) << 20)
+    flat = torch.stack(masks).flatten(0, 1)
+    assert flat.shape == (3 * 2 * 6 * len(WIDTHS), 16)
+    # two rows of 16 coins are equal by chance once in 65,536
+    assert len(torch.unique(flat, dim=0)) >= len(flat) - 2

@@ -37,9 +37,10 @@ class Values:
 def measured(config: ModelConfig, num_events: int, num_targets: int) -> float:
     """Multiply-adds of a forward pass over one sample, as torch counts them."""
     features = ["one", "two"]
+    num_rows = {"one": num_events if config.embedding.reads_item_ids else 0, "two": num_events}
     model = HistoryModel(config, features, torch.zeros(9, len(WIDTHS), dtype=torch.int64), WIDTHS, Backend.REFERENCE).eval()
-    layout = JaggedLayout.from_lengths([num_events])
-    embedded: dict[str, Any] = {name: Values(torch.randn(num_events, config.embedding.dim)) for name in features}
+    layout = JaggedLayout.from_lengths([num_events * config.embedding.tokens_per_event(len(WIDTHS))])
+    embedded: dict[str, Any] = {name: Values(torch.randn(num_rows[name], config.embedding.dim)) for name in features}
     codes = torch.zeros(num_targets, len(WIDTHS), dtype=torch.int64)
     # the fused kernel of the CPU is not counted, the plain one is
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
@@ -48,15 +49,37 @@ def measured(config: ModelConfig, num_events: int, num_targets: int) -> float:
     return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize(("pattern", "output_gate"), [("S", True), ("G", False), ("SGG", True)])
-def test_multiply_adds_are_those_that_torch_counts(pattern: str, output_gate: bool) -> None:
+@pytest.mark.parametrize(("pattern", "output_gate", "num_layers"), [("S", True, 1), ("G", False, 4), ("SGG", True, 1)])
+def test_multiply_adds_are_those_that_torch_counts(pattern: str, output_gate: bool, num_layers: int) -> None:
     # 64 heads: no column of the fused projection is padding
     encoder = EncoderConfig(model_dim=128, num_heads=64, pattern=pattern, ffn_dim=192, conv=False, output_gate=output_gate)
     embedding = EmbeddingConfig(dim=24, semantic_code_dim=8)
-    config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96))
+    config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96, num_layers=num_layers))
     counted = multiply_adds(config, WIDTHS, 1_000)
     for num_events, num_targets in ((1, 1), (300, 1), (37, 8)):
         assert counted.of(num_events, num_targets) == pytest.approx(measured(config, num_events, num_targets), rel=0.01)
+
+
+@pytest.mark.parametrize("pattern", ["S", "SG"])
+def test_codes_that_are_tokens_count_as_torch_counts_them(pattern: str) -> None:
+    encoder = EncoderConfig(model_dim=128, num_heads=64, pattern=pattern, ffn_dim=192, conv=False)
+    # the first table is not looked up, the second one is the context's
+    embedding = EmbeddingConfig(dim=24, tokens="codes", context_features=("two",))
+    config = ModelConfig(embedding=embedding, encoder=encoder, decoder=DecoderConfig(num_heads=4, ffn_dim=96, num_layers=2))
+    counted = multiply_adds(config, WIDTHS, 1_000)
+    for num_events, num_targets in ((1, 1), (100, 1), (37, 8)):
+        assert counted.of(num_events, num_targets) == pytest.approx(measured(config, num_events, num_targets), rel=0.01)
+    # three tokens for an event, nine pairs for a pair
+    codes, items = (dataclasses.replace(config, embedding=EmbeddingConfig(tokens=tokens)) for tokens in ("codes", "items"))
+    assert multiply_adds(codes, WIDTHS, 1_000).pair == 9 * multiply_adds(items, WIDTHS, 1_000).pair > 0
+
+
+def test_a_window_counts_tokens_whatever_an_event_has_of_them() -> None:
+    encoder = EncoderConfig(model_dim=64, pattern="W", window=100)
+    config = ModelConfig(encoder=encoder, embedding=EmbeddingConfig(tokens="codes"))
+    seen_whole, beyond = multiply_adds(config, WIDTHS, 33), multiply_adds(config, WIDTHS, 34)
+    assert seen_whole.pair == 9 * 2 * 64 and beyond.pair == 0
+    assert beyond.event - seen_whole.event == 3 * 2 * 64 * 201
 
 
 def test_a_window_costs_by_events_unless_it_sees_every_history_whole() -> None:

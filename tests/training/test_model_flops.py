@@ -36,7 +36,7 @@ def test_the_count_is_that_of_the_products(pattern: str, num_repeats: int) -> No
     config = ModelConfig(
         embedding=EmbeddingConfig(dim=TABLE_DIM, semantic_code_dim=4),
         encoder=EncoderConfig(model_dim=DIM, num_heads=HEADS, pattern=pattern, num_repeats=num_repeats, ffn_dim=96),
-        decoder=DecoderConfig(num_heads=HEADS, ffn_dim=80),
+        decoder=DecoderConfig(num_heads=HEADS, ffn_dim=80, num_layers=num_repeats),
     )
     code_layout = JaggedLayout.from_lengths([len(WIDTHS) * count for count in TARGETS])
     sizes = batch_sizes(JaggedLayout.from_lengths(LENGTHS), code_layout, sum(TARGETS), config.encoder.window)

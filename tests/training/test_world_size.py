@@ -95,6 +95,33 @@ def test_two_ranks_see_the_curve_of_one(run_ranks: Any, tiny_run: Any) -> None:
 
 
 @pytest.mark.usefixtures("tiny_workspace")
+def test_code_tokens_see_one_curve_too_and_the_run_is_evaluated(run_ranks: Any, tiny_run: Any) -> None:
+    config = tiny_run(training=TrainingConfig(num_steps=4, validate_every=4, save_every=4, log_every=1, validation_users=20))
+    encoder = dataclasses.replace(config.model.encoder, pattern="SS")
+    decoder = dataclasses.replace(config.model.decoder, num_layers=2)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, encoder=encoder, decoder=decoder))
+    # with a context table that is read, and with no table that anybody looks up
+    for context in (("kind",), ()):
+        of_codes = with_sharding(config, "row_wise", tokens="codes", context_features=context)
+        alone = run_ranks(train_and_read, 1, of_codes)[0]
+        first, second = run_ranks(train_and_read, 2, of_codes)
+        assert alone["losses"][-1] < alone["losses"][0] and alone["table_norm"] == 0
+        assert first["targets"] != second["targets"]
+        assert first["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE), context
+        assert first["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-3), context
+        assert first["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE), context
+    results, again = run_ranks(evaluate_run, 2, first["run_dir"])
+    assert results == again
+    assert results["protocol"]["users"] == 60 and list(results["methods"]) == ["tiny", "most-popular", "item-kNN"]
+
+
+def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+    from gbla_rec.evaluation.evaluate import evaluate
+
+    return evaluate(Path(run_dir), device=torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("tiny_workspace")
 def test_resumed_run_sees_the_curve_of_an_undisturbed_one(run_ranks: Any, tiny_run: Any) -> None:
     config = tiny_run()
     whole = run_ranks(train_and_read, 1, config)[0]

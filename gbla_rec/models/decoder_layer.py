@@ -1,0 +1,92 @@
+"""One layer of the decoder: causal self-attention over the code prefix, cross-attention over the memory, SwiGLU."""
+
+# S targets (or beams), C code positions, n newest of them, L memory tokens, D model width, H heads (docs/shapes.md)
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed
+from gbla_rec.config import DecoderConfig
+from gbla_rec.models.jagged_attention import jagged_attention
+from gbla_rec.models.keyed_dropout import keyed_dropout
+from gbla_rec.models.layers import RMSNorm, SwiGLU, initialized_linear
+
+FIRST_SALT = 1001
+"""Of the decoder's dropout masks: beyond those of any encoder, two for each layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderMemory:
+    """Keys and values ``(L, 2, H, D / H)`` of the encoded histories for each layer of the decoder, computed once per batch."""
+
+    key_values: tuple[Tensor, ...]
+    layout: JaggedLayout
+
+    @property
+    def device(self) -> torch.device:
+        """Where keys and values lie."""
+        return self.key_values[0].device
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm layer on the code positions of each target; a target sees its own positions and its row's memory only."""
+
+    def __init__(self, model_dim: int, config: DecoderConfig, index: int, backend: Backend) -> None:
+        super().__init__()
+        self.config, self.index, self.backend = config, index, backend
+        self.head_dim = model_dim // config.num_heads
+        # the residual stream keeps its variance, however many layers add to it
+        output_scale = 0.5 * config.num_layers**-0.5
+        self.self_norm = RMSNorm(model_dim)
+        self.self_projection = initialized_linear(model_dim, 3 * model_dim)
+        self.self_output = initialized_linear(model_dim, model_dim, scale=output_scale)
+        self.cross_norm = RMSNorm(model_dim)
+        self.cross_query = initialized_linear(model_dim, model_dim)
+        self.memory_projection = initialized_linear(model_dim, 2 * model_dim)
+        self.cross_output = initialized_linear(model_dim, model_dim, scale=output_scale)
+        self.ffn_norm = RMSNorm(model_dim)
+        ffn_dim = config.ffn_dim if config.ffn_dim is not None else 2 * model_dim
+        self.ffn = SwiGLU(model_dim, ffn_dim, output_scale=output_scale)
+
+    def remember(self, memory: Tensor) -> Tensor:
+        """Keys and values ``(L, 2, H, D / H)`` of the encoder's output ``(L, D)``."""
+        return self.memory_projection(memory).view(memory.shape[0], 2, self.config.num_heads, self.head_dim)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, num_newest: int, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:
+        """Compute the newest positions.
+
+        Args:
+            x: ``(S, C, D)``, all positions.
+            num_newest: ``n``, positions whose output is wanted: ``C``, or 1.
+            layout: rows of the flattened ``(S * n,)`` newest positions.
+            memory: of all layers.
+            keys: ``(S * n,)`` int64 for dropout; None switches it off.
+
+        Returns:
+            ``(S, n, D)``.
+        """
+        newest = x if num_newest == x.shape[1] else x[:, -num_newest:]
+        newest = newest + self._self_attention(x, num_newest)
+        return self._read_memory(newest.flatten(0, 1), layout, memory, keys).view_as(newest)
+
+    def _self_attention(self, x: Tensor, num_newest: int) -> Tensor:
+        """Causal attention of the newest positions over all; ``C`` of them or 1."""
+        heads = (x.shape[0], x.shape[1], 3, self.config.num_heads, self.head_dim)
+        query, key, value = self.self_projection(self.self_norm(x)).view(heads).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query[:, :, -num_newest:], key, value, is_causal=num_newest > 1)
+        return self.self_output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _read_memory(self, x: Tensor, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:
+        query = self.cross_query(self.cross_norm(x)).view(x.shape[0], self.config.num_heads, self.head_dim)
+        key_value = memory.key_values[self.index]
+        if self.backend is Backend.TRITON:
+            attended = jagged_cross_attention_packed(query, key_value, layout, memory.layout, backend=self.backend)
+        else:
+            key, value = key_value.unbind(1)
+            attended = jagged_attention(query, key, value, layout, memory.layout)
+        dropout, salt = self.config.dropout, FIRST_SALT + 2 * self.index
+        x = x + keyed_dropout(self.cross_output(attended.flatten(1)), keys, dropout, salt)
+        return x + keyed_dropout(self.ffn(self.ffn_norm(x)), keys, dropout, salt + 1)
