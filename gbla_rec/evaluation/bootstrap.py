@@ -1,4 +1,4 @@
-"""Percentile bootstrap over users: how far a mean, or the difference of two methods, could have come out otherwise."""
+"""Percentile bootstrap over users and training seeds: how far a mean, or a difference, could have come out otherwise."""
 
 # U users (docs/shapes.md); X columns, one a metric of a method
 
@@ -44,54 +44,30 @@ def resampled_means(values: NDArray[np.float64], num_samples: int, seed: int) ->
     return np.asarray(np.concatenate(sums) / num_users, dtype=np.float64)
 
 
+def resampled_seed_weights(num_seeds: int, num_samples: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Weights of training seeds whose weighted mean varies as the mean over new seeds would.
+
+    Drawing ``S`` seeds with replacement and taking their plain mean has ``(S - 1) / S`` of the variance that it should have, which is
+    much at three seeds; the deviations from ``1 / S`` are stretched by ``sqrt(S / (S - 1))`` to mend that (Rao and Wu, JASA 83, 1988).
+
+    Args:
+        num_seeds: ``S``, at least 2.
+        num_samples: rows of the result.
+        generator: where the draws come from.
+
+    Returns:
+        ``(num_samples, S)``; each row sums to 1.
+
+    Raises:
+        ValueError: if there are fewer than two seeds, whose spread nobody knows.
+    """
+    if num_seeds < 2:
+        raise ValueError(f"num_seeds must be at least 2 to know a spread, got {num_seeds}")
+    drawn = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_samples) / num_seeds
+    return np.asarray(1 / num_seeds + (drawn - 1 / num_seeds) * np.sqrt(num_seeds / (num_seeds - 1)), dtype=np.float64)
+
+
 def percentile_interval(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % percentile interval of resampled values ``(num_samples,)``."""
+    """The 95 % percentile interval of resampled values ``(num_samples,)`` (Efron, 1979)."""
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def bootstrap_interval(per_user: NDArray[np.float64], num_samples: int, seed: int) -> tuple[float, float, float]:
-    """The mean over users and its 95 % percentile bootstrap interval (Efron, 1979).
-
-    It shows the sampling of users only: the spread over training seeds comes on top.
-
-    Args:
-        per_user: ``(U,)`` one metric value per user, U at least 1.
-        num_samples: number of resampled user sets, at least 1.
-        seed: the same seed gives the same interval.
-
-    Returns:
-        ``(mean, low, high)``.
-
-    Raises:
-        ValueError: as ``resampled_means``.
-    """
-    if per_user.ndim != 1:
-        raise ValueError(f"per_user must be (U,), got shape {per_user.shape}")
-    low, high = percentile_interval(resampled_means(per_user[:, None], num_samples, seed)[:, 0])
-    return float(per_user.mean()), low, high
-
-
-def paired_bootstrap_interval(
-    first: NDArray[np.float64], second: NDArray[np.float64], num_samples: int, seed: int
-) -> tuple[float, float, float]:
-    """The mean of ``first - second`` over the same users and its 95 % percentile bootstrap interval.
-
-    Pairing removes what both methods share (some users are easy for both), so the interval is narrower than those of
-    the two means; it excludes 0 where the methods differ.
-
-    Args:
-        first: ``(U,)`` one metric value per user.
-        second: ``(U,)`` the same metric of the same users in the same order.
-        num_samples: number of resampled user sets, at least 1.
-        seed: the same seed gives the same interval.
-
-    Returns:
-        ``(mean difference, low, high)``.
-
-    Raises:
-        ValueError: if the shapes differ, or as ``bootstrap_interval``.
-    """
-    if first.shape != second.shape:
-        raise ValueError(f"first and second must hold the same users, got shapes {first.shape} and {second.shape}")
-    return bootstrap_interval(first - second, num_samples, seed)

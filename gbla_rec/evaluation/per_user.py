@@ -58,7 +58,7 @@ def read_per_user(run_dir: Path, results: Mapping[str, Any]) -> pl.DataFrame:
         ValueError: if it is damaged, or belongs to another evaluation than ``results``.
     """
     path = run_dir / PER_USER
-    if "per_user" not in results or not path.is_file():
+    if not path.is_file():
         raise FileNotFoundError(
             f"{run_dir} has no values of single users ({PER_USER}); evaluate it again: gbla-rec evaluate --run-dir {run_dir}"
         )

@@ -42,15 +42,14 @@ def other_column(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def sliced_metrics(results: Mapping[str, Any]) -> list[str]:
-    """The metrics of tables that have room for few."""
-    metrics = _metrics(results)
+def preferred_metrics(metrics: list[str]) -> list[str]:
+    """Those of ``metrics`` that are shown where there is room for few: ``SLICED_METRICS``, else the first."""
     return [metric for metric in SLICED_METRICS if metric in metrics] or metrics[:1]
 
 
 def sweep_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns (``method, metric``) and rows of the beam sweep; ``-`` where beams cannot fill a cutoff."""
-    columns = [(method, metric) for method in results["scores"].values() for metric in sliced_metrics(results)]
+    columns = [(method, metric) for method in results["scores"].values() for metric in preferred_metrics(_metrics(results))]
     rows = [
         [
             f"{row['num_beams']:,}",
@@ -113,7 +112,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         names, rows = sweep_rows(results)
         blocks.append(markdown_table(["beams", *names], rows))
     for slicing, title in SLICE_TITLES.items() if results.get("slices") else ():
-        for metric in sliced_metrics(results):
+        for metric in preferred_metrics(_metrics(results)):
             names, rows = slice_rows(results, slicing, metric)
             blocks.append(f"{metric} by {title}\n\n{markdown_table([slicing, *names], rows)}")
     return "\n".join(blocks)
