@@ -61,9 +61,9 @@ def compare(
             treatment of the history or all common metrics; the message names the run.
     """
     runs = [*first.runs, *second.runs]
-    _require_same_data(runs)
+    require_same_data(runs)
     frames = {str(run.run_dir): run.per_user() for run in runs}
-    _require_same_users(frames)
+    require_same_users(frames)
     history = history or runs[0].results["protocol"]["history"]
     left, right = _values(first, first_method, history, frames), _values(second, second_method, history, frames)
     metrics = [metric for metric in left.metrics if metric in right.metrics]
@@ -94,7 +94,8 @@ def compare(
     }
 
 
-def _require_same_data(runs: Sequence[EvaluatedRun]) -> None:
+def require_same_data(runs: Sequence[EvaluatedRun]) -> None:
+    """``ValueError`` that names the runs, unless all were evaluated on one dataset and split."""
     reference = runs[0]
     for run in runs[1:]:
         for name in ("dataset", "split"):
@@ -112,7 +113,8 @@ def _data(run: EvaluatedRun) -> dict[str, str]:
     return {"dataset": f"content {dataset['content_hash']}", "split": run.results["protocol"]["split"]}
 
 
-def _require_same_users(frames: Mapping[str, pl.DataFrame]) -> None:
+def require_same_users(frames: Mapping[str, pl.DataFrame]) -> None:
+    """``ValueError`` that names the runs, unless the values (by run directory) are of the same users."""
     (reference, users), *others = frames.items()
     for run_dir, frame in others:
         if not frame["user_row"].equals(users["user_row"]):

@@ -20,7 +20,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     for number, name in enumerate(_columns(comparison, "metric")):
         table.add_column(name, justify="right" if number else "left")
     for metric, difference in comparison["metrics"].items():
-        table.add_row(metric, *_cells(difference))
+        table.add_row(metric, *comparison_cells(difference))
     return table
 
 
@@ -31,7 +31,10 @@ def comparisons_markdown(comparisons: Sequence[Mapping[str, Any]]) -> str:
         blocks.append(f"## {_title(comparison)}\n\n{CAPTION}\n\n{_metrics_markdown(comparison)}")
         for slicing, title in SLICE_TITLES.items():
             for metric in preferred_metrics(list(comparison["metrics"])):
-                rows = [[part["label"], f"{part['users']:,}", *_cells(part["metrics"][metric])] for part in comparison["slices"][slicing]]
+                rows = [
+                    [part["label"], f"{part['users']:,}", *comparison_cells(part["metrics"][metric])]
+                    for part in comparison["slices"][slicing]
+                ]
                 columns = _columns(comparison, slicing)
                 blocks.append(f"{metric} by {title}\n\n{markdown_table([columns[0], 'users', *columns[1:]], rows)}")
         blocks.append(_runs_markdown(comparison))
@@ -39,7 +42,7 @@ def comparisons_markdown(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _metrics_markdown(comparison: Mapping[str, Any]) -> str:
-    rows = [[metric, *_cells(difference)] for metric, difference in comparison["metrics"].items()]
+    rows = [[metric, *comparison_cells(difference)] for metric, difference in comparison["metrics"].items()]
     return markdown_table(_columns(comparison, "metric"), rows)
 
 
@@ -63,10 +66,17 @@ def _side(comparison: Mapping[str, Any], side: str) -> str:
 
 
 def _columns(comparison: Mapping[str, Any], first: str) -> list[str]:
-    return [first, comparison["first"]["name"], comparison["second"]["name"], "difference", "over users", "over users and seeds"]
+    return [first, *comparison_columns(comparison["first"]["name"], comparison["second"]["name"])]
 
 
-def _cells(difference: Mapping[str, Any]) -> list[str]:
+def comparison_columns(first: str, second: str) -> list[str]:
+    """Names of what ``comparison_cells`` returns."""
+    return [first, second, "difference", "over users", "over users and seeds"]
+
+
+def comparison_cells(difference: Mapping[str, Any]) -> list[str]:
+    """Both means with their spread over seeds, the difference, its interval over users, and over users and seeds."""
+
     def mean(side: str) -> str:
         spread = difference[f"{side}_seed_sd"]
         return f"{difference[side]:.4f}" + (f" ± {spread:.4f}" if spread is not None else "")
