@@ -1,8 +1,7 @@
 """Full-catalogue evaluation of a run: beams on the shortlisted checkpoints, test at the best one, baselines beside it."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,14 @@ from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, code_version, read_config, write_text
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
-from gbla_rec.config import EvaluationConfig
+from gbla_rec.config import EvaluationConfig, RunConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.stream import iterate_train_items
-from gbla_rec.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from gbla_rec.evaluation.columns import EvaluatedUsers, column_results, history_name, sweep_results
 from gbla_rec.evaluation.metrics import recall_at_k
-from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, rank_with_baseline, rank_with_model
+from gbla_rec.evaluation.per_user import History, write_per_user
+from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_searches, rank_with_baseline, rank_with_model
+from gbla_rec.evaluation.summaries import UserValues
 from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
 from gbla_rec.semantic_ids.trie import PrefixTrie
@@ -25,10 +26,11 @@ from gbla_rec.semantic_ids.trie import PrefixTrie
 RESULTS_TABLE = "results.md"
 SHORTLIST_CUTOFF = 10
 """Checkpoints are chosen by validation Recall at this cutoff, or at the largest one that is evaluated."""
+ModelRankings = dict[Search, dict[Score, RankedUsers]]
 
 
 def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple[Checkpoint, dict[str, float]]:
-    """The shortlisted checkpoint of the best validation recall by beam search; its weights are loaded when this returns.
+    """The shortlisted checkpoint of the best validation recall by the main score; its weights are loaded when this returns.
 
     Returns:
         The checkpoint and the recall of every shortlisted one by directory name.
@@ -47,81 +49,120 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
     return best, recalls
 
 
-def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
-    """Evaluate a run on its test split and write ``results.json`` and ``results.md`` into its directory; all ranks call it together.
+def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig | None = None) -> dict[str, Any]:
+    """Evaluate a run on its test split; all ranks call it together.
 
-    The baselines are fitted on the same training events and obey the same ``exclude_history``.
+    Writes ``per_user.parquet``, ``results.json`` and ``results.md`` into the run's directory. The baselines are fitted on the same
+    training events and treat the history as the model does.
+
+    Args:
+        run_dir: the run's directory.
+        device: where the model runs.
+        settings: take the place of the run's own evaluation settings.
 
     Returns:
         What ``results.json`` holds: protocol, versions, and per method and metric the mean with a 95 % bootstrap interval.
     """
     config = read_config(run_dir)
+    config = config if settings is None else replace(config, evaluation=settings)
     parts = RunParts.open(config, device)
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
-    model = rank_with_model(parts, trie, "test")
-    main = next(iter(model.values()))
+    rankings = rank_searches(parts, trie, "test", _searches(config.evaluation))
 
     def write_results() -> dict[str, Any]:
-        rankings = {_method_name(config.name, model, score): ranking for score, ranking in model.items()}
-        rankings |= _rank_baselines(parts.dataset, config.evaluation, config.seed)
-        results = {
-            "run": str(run_dir),
-            "checkpoint": best.path.name,
-            "shortlist_validation_recall": shortlist,
-            "dataset": {"name": config.dataset, "content_hash": parts.dataset.manifest.content_hash},
-            "protocol": {
-                "split": "test",
-                "users": len(main.user_rows),
-                "targets": len(main.targets),
-                "candidates": parts.dataset.manifest.num_items,
-                "exclude_history": config.evaluation.exclude_history,
-                "num_beams": config.evaluation.num_beams,
-                "interval": "95 % percentile bootstrap over users",
-            },
-            "methods": _summaries(rankings, config.evaluation),
-            "config": json.loads(json.dumps(asdict(config), default=str)),
-            "versions": code_version(),
-        }
-        write_text(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+        chosen = {"run": str(run_dir), "checkpoint": best.path.name, "shortlist_validation_recall": shortlist}
+        results = chosen | _results(run_dir, config, parts.dataset, rankings) | {"versions": code_version()}
         write_text(run_dir / RESULTS_TABLE, results_markdown(results))
+        # last: it names the digest of the values of single users
+        write_text(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
         return results
 
     return on_first_rank(write_results)
 
 
-def _method_name(run: str, scores: Iterable[Score], score: Score) -> str:
+def _searches(config: EvaluationConfig) -> list[Search]:
+    """The main search, the other treatment of the history, and the sweep, each once."""
+    main = Search.of(config)
+    others = [Search(config.num_beams, not config.exclude_history)] if config.both_histories else []
+    return list(dict.fromkeys([main, *others, *(Search(beams, config.exclude_history) for beams in config.beam_sweep)]))
+
+
+def _results(run_dir: Path, config: RunConfig, dataset: PreparedDataset, rankings: ModelRankings) -> dict[str, Any]:
+    """Everything in ``results.json`` that follows from the rankings; the values of single users are written on the way."""
+    settings = config.evaluation
+    main = rankings[Search.of(settings)]
+    ranked = next(iter(main.values()))
+    names = _method_names(config.name, list(main))
+    users = EvaluatedUsers.of(ranked, dataset.train_counts(), settings)
+    per_user = _per_user_values(dataset, config, rankings, names)
+    columns = [{"history": history, **column_results(values, users, settings.bootstrap_samples)} for history, values in per_user.items()]
+    return {
+        "dataset": {"name": config.dataset, "content_hash": dataset.manifest.content_hash},
+        "protocol": _protocol(dataset, ranked, settings),
+        "scores": names,
+        "methods": columns[0]["methods"],
+        "slices": columns[0]["slices"],
+        "other_history": columns[1] if settings.both_histories else None,
+        "beam_sweep": [
+            {"num_beams": beams, "methods": sweep_results(rankings[Search(beams, settings.exclude_history)], names, beams, settings)}
+            for beams in settings.beam_sweep
+        ],
+        "per_user": write_per_user(run_dir, users.frame(), per_user),
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+    }
+
+
+def _protocol(dataset: PreparedDataset, ranked: RankedUsers, settings: EvaluationConfig) -> dict[str, Any]:
+    return {
+        "split": "test",
+        "users": len(ranked.user_rows),
+        "targets": len(ranked.targets),
+        "candidates": dataset.manifest.num_items,
+        "history": history_name(settings.exclude_history),
+        "exclude_history": settings.exclude_history,
+        "num_beams": settings.num_beams,
+        "interval": "95 % percentile bootstrap over users",
+    }
+
+
+def _per_user_values(
+    dataset: PreparedDataset, config: RunConfig, rankings: ModelRankings, names: dict[Score, str]
+) -> dict[History, UserValues]:
+    """The values of every user by treatment of the history, the main one first: the model's scores, then the baselines."""
+    settings = config.evaluation
+    treatments = [settings.exclude_history, *([not settings.exclude_history] if settings.both_histories else [])]
+    baselines = _rank_baselines(dataset, settings, treatments, config.seed)
+    found: dict[History, UserValues] = {}
+    for exclude_history in treatments:
+        model = rankings[Search(settings.num_beams, exclude_history)]
+        methods = {names[score]: ranking for score, ranking in model.items()} | baselines[exclude_history]
+        found[history_name(exclude_history)] = {name: ranking.metrics(settings.cutoffs) for name, ranking in methods.items()}
+    return found
+
+
+def _method_names(run: str, scores: list[Score]) -> dict[Score, str]:
     """The run's name for its main score, the first; with the score in brackets for the others."""
-    return run if score == next(iter(scores)) else f"{run} ({score})"
+    return {score: f"{run} ({score})" if place else run for place, score in enumerate(scores)}
 
 
-def _rank_baselines(dataset: PreparedDataset, config: EvaluationConfig, seed: int) -> dict[str, RankedUsers]:
+def _rank_baselines(
+    dataset: PreparedDataset, config: EvaluationConfig, treatments: list[bool], seed: int
+) -> dict[bool, dict[str, RankedUsers]]:
+    """The baselines' rankings by whether items of the own history are left out."""
     num_results, num_items = max(config.cutoffs), dataset.manifest.num_items
     baselines: dict[str, MostPopular | ItemKNN] = {
         "most-popular": MostPopular(iterate_train_items(dataset), num_items),
         "item-kNN": ItemKNN(iterate_train_items(dataset), num_items),
     }
 
-    def ranker(baseline: MostPopular | ItemKNN) -> Ranker:
-        return lambda histories: baseline.rank(
-            histories.seen_items, histories.seen_offsets, num_results, exclude_seen=config.exclude_history
-        )
+    def ranker(baseline: MostPopular | ItemKNN, exclude_seen: bool) -> Ranker:
+        return lambda histories: baseline.rank(histories.seen_items, histories.seen_offsets, num_results, exclude_seen=exclude_seen)
 
-    return {name: rank_with_baseline(dataset, "test", ranker(baseline), num_results, None, seed) for name, baseline in baselines.items()}
-
-
-def _summaries(rankings: dict[str, RankedUsers], config: EvaluationConfig) -> dict[str, dict[str, dict[str, float]]]:
-    """Method -> metric -> mean, low, high, and the paired difference of the first method to this one."""
-    per_user = {name: ranking.metrics(config.cutoffs) for name, ranking in rankings.items()}
-    first = next(iter(per_user.values()))
-    summaries: dict[str, dict[str, dict[str, float]]] = {}
-    for name, scores in per_user.items():
-        summaries[name] = {}
-        for metric, values in scores.items():
-            mean, low, high = bootstrap_interval(values, config.bootstrap_samples, seed=0)
-            summary = {"mean": mean, "low": low, "high": high}
-            if scores is not first:
-                difference, low, high = paired_bootstrap_interval(first[metric], values, config.bootstrap_samples, seed=0)
-                summary |= {"first_minus_this": difference, "difference_low": low, "difference_high": high}
-            summaries[name][metric] = summary
-    return summaries
+    return {
+        exclude_seen: {
+            name: rank_with_baseline(dataset, "test", ranker(baseline, exclude_seen), num_results, None, seed)
+            for name, baseline in baselines.items()
+        }
+        for exclude_seen in treatments
+    }
