@@ -51,6 +51,10 @@ class EmbeddingConfig:
     id_dropout: float = 0.0
     """Probability that an event's item-id rows are left out in training: the model then leans on codes, features and context.
     1 leaves ids out altogether."""
+    event_dropout: float = 0.0
+    """Probability that an event's whole token is left out in training: the encoder reads a zero in its place."""
+    token_dropout: float = 0.0
+    """Probability that an element of an event's token is zero in training."""
     item_features: bool = False
     """Also read the item embeddings that the semantic IDs were made from, projected to the model width."""
     tokens: Tokens = "items"
@@ -68,8 +72,11 @@ class EmbeddingConfig:
         require_positive(self, "num_hashes", "rows_per_table", "dim")
         require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
         require(0 <= self.id_dropout <= 1, "EmbeddingConfig.id_dropout", "lie in [0, 1]", self.id_dropout)
-        reads_items = self.id_dropout > 0 or self.item_features
-        require(self.tokens == "items" or not reads_items, "EmbeddingConfig.tokens", "be 'items' to read ids or features of items", self.tokens)
+        for name, dropout in (("event_dropout", self.event_dropout), ("token_dropout", self.token_dropout)):
+            require(0 <= dropout < 1, f"EmbeddingConfig.{name}", "lie in [0, 1)", dropout)
+        reads_items = self.item_features or self.id_dropout + self.event_dropout + self.token_dropout > 0
+        is_defined = self.tokens == "items" or not reads_items
+        require(is_defined, "EmbeddingConfig.tokens", "be 'items' with item_features or a dropout of the input", self.tokens)
 
     @property
     def reads_item_ids(self) -> bool:

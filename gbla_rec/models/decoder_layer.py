@@ -5,7 +5,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed
@@ -76,7 +75,12 @@ class DecoderLayer(nn.Module):
         """Causal attention of the newest positions over all; ``C`` of them or 1."""
         heads = (x.shape[0], x.shape[1], 3, self.config.num_heads, self.head_dim)
         query, key, value = self.self_projection(self.self_norm(x)).view(heads).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query[:, :, -num_newest:], key, value, is_causal=num_newest > 1)
+        # spelled out: fused kernels refuse the hundred thousands of prefixes of a wide beam search
+        scores = ((query[:, :, -num_newest:] * self.head_dim**-0.5) @ key.transpose(-1, -2)).float()
+        if num_newest > 1:
+            is_later = torch.ones(num_newest, num_newest, dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(is_later, -torch.inf)
+        attended = scores.softmax(dim=-1).to(value.dtype) @ value
         return self.self_output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _read_memory(self, x: Tensor, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from gbla_rec.config import EmbeddingConfig
 from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import initialized_linear
 
-ID_DROPOUT_SALT = 2001
+ID_DROPOUT_SALT, TOKEN_DROPOUT_SALT, EVENT_DROPOUT_SALT = 2001, 2002, 2003
 
 
 class HistoryInput(nn.Module):
@@ -56,7 +56,8 @@ class HistoryInput(nn.Module):
         parts += [embedding(codes[:, level]) for level, embedding in enumerate(self.code_embeddings)]
         if item_features is not None:
             parts.append(item_features.to(rows[0].dtype))
-        return self.projection(torch.cat(parts, dim=-1))  # type: ignore[no-any-return]
+        tokens = keyed_dropout(self.projection(torch.cat(parts, dim=-1)), token_keys, self.config.token_dropout, TOKEN_DROPOUT_SALT)
+        return tokens * self._kept(tokens, token_keys, self.config.event_dropout, EVENT_DROPOUT_SALT)
 
     def items(self, rows: list[Tensor], codes: Tensor, item_features: Tensor | None = None) -> Tensor:
         """Items on their own, without a context: the vectors ``(n, D)`` that the item-level head scores; arguments as in ``forward``."""
@@ -68,6 +69,11 @@ class HistoryInput(nn.Module):
         if probability == 1:
             # a product, not zeros: the tables' backward must run on every rank
             return row * 0
-        # one draw for the event: its ids stay or go together
-        kept = keyed_dropout(row.new_ones(row.shape[0], 1), token_keys, probability, ID_DROPOUT_SALT)
-        return row * kept
+        return row * self._kept(row, token_keys, probability, ID_DROPOUT_SALT)
+
+    def _kept(self, x: Tensor, token_keys: Tensor | None, probability: float, salt: int) -> Tensor | int:
+        """``(L, 1)`` in the dtype of ``x``: one draw for each event, 0 or ``1 / (1 - probability)``."""
+        if token_keys is None or probability == 0:
+            return 1
+        # four columns: what one hash serves
+        return keyed_dropout(x.new_ones(x.shape[0], 4), token_keys, probability, salt)[:, :1]
