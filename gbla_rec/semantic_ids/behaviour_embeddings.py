@@ -20,7 +20,7 @@ from gbla_rec.semantic_ids.reduction import fit_directions, project
 WINDOW = 10
 CONTEXT_SMOOTHING = 0.75
 BASIS_FILE = "embedding_basis.parquet"
-DIRECTIONS_FILE = "embedding_directions.npy"
+DIRECTIONS_FILE = "embedding_context_directions.npy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class BehaviourEmbedder:
         counts = co_occurrences(dataset)
         if counts.nnz == 0:
             raise ValueError(
-                f"{dataset.path}: SemanticIdConfig.embedding='behaviour' needs training histories with two different items, there are "
-                "none; use embedding='text'"
+                f"{dataset.path}: SemanticIdConfig.embedding needs training histories with two different items to read behaviour, "
+                "there are none; use embedding='text'"
             )
         smoothed = np.asarray(counts.sum(axis=0)).ravel() ** CONTEXT_SMOOTHING
         probabilities = smoothed / smoothed.sum()

@@ -1,4 +1,4 @@
-"""Item embeddings: the vectors that semantic IDs are made of, from text, behaviour or a file.
+"""Item embeddings: the vectors that semantic IDs are made of, from text, behaviour, both or a file.
 
 An embedder is fitted once and saved as arrays and JSON beside the table, so that items added later are embedded the
 same way. An item about which nothing is known (no text, no training event) has the zero vector.
@@ -15,7 +15,8 @@ from gbla_rec.config import SemanticIdConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.semantic_ids.behaviour_embeddings import BehaviourEmbedder
 from gbla_rec.semantic_ids.file_embeddings import FileEmbedder
-from gbla_rec.semantic_ids.text_embeddings import TfidfEmbedder, WordLlamaEmbedder
+from gbla_rec.semantic_ids.text_and_behaviour_embeddings import TextAndBehaviourEmbedder
+from gbla_rec.semantic_ids.text_encoders import TEXT_EMBEDDERS, fit_text_embedder
 
 EMBEDDING_FILE = "embedding.json"
 Embeddings = NDArray[np.float32]
@@ -38,16 +39,18 @@ def fit_embedder(dataset: PreparedDataset, config: SemanticIdConfig) -> ItemEmbe
 
     Raises:
         ValueError: if the dataset lacks what the embedder reads, or an embedding file is malformed.
-        ModuleNotFoundError: if ``text_encoder="wordllama"`` is not installed; the message names the extra.
+        ModuleNotFoundError: if the package of ``text_encoder`` is not installed; the message names the extra.
     """
-    if config.embedding == "behaviour":
-        return BehaviourEmbedder.fit(dataset, config.embedding_dim, config.seed)
     if config.embedding == "file":
         assert config.embedding_file is not None
         return FileEmbedder(config.embedding_file)
-    if config.text_encoder == "wordllama":
-        return WordLlamaEmbedder.fit(dataset, config.embedding_dim, config.seed)
-    return TfidfEmbedder.fit(dataset, config.embedding_dim, config.seed)
+    if config.embedding == "behaviour":
+        return BehaviourEmbedder.fit(dataset, config.embedding_dim, config.seed)
+    text = fit_text_embedder(dataset, config)
+    if config.embedding == "text":
+        return text
+    behaviour = BehaviourEmbedder.fit(dataset, config.embedding_dim, config.seed)
+    return TextAndBehaviourEmbedder(text, behaviour, config.behaviour_weight)
 
 
 def save_embedder(embedder: ItemEmbedder, directory: Path) -> None:
@@ -74,5 +77,5 @@ def load_embedder(directory: Path, embedding_file: Path | None = None) -> ItemEm
         )
     if embedding_file is not None:
         return FileEmbedder(embedding_file)
-    loaders = {kind.__name__: kind.load for kind in (BehaviourEmbedder, TfidfEmbedder, WordLlamaEmbedder)}
+    loaders = {kind.__name__: kind.load for kind in (BehaviourEmbedder, TextAndBehaviourEmbedder, *TEXT_EMBEDDERS.values())}
     return loaders[saved["kind"]](directory, saved)

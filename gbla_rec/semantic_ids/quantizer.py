@@ -1,7 +1,8 @@
 """Residual k-means: each level's codebook describes what the levels before it left over.
 
 Shapes: ``n`` items, ``F`` features, ``W`` codebook width. After Lee et al. (2022), with k-means in place of a learned
-quantiser. Clusters are found by faiss; codes are assigned in fp64, so that they do not depend on who shares the call.
+quantiser. Clusters are found by faiss; codes are assigned in fp64, so that they do not depend on who shares the call, unless
+that is asked for: ``encode_together`` spreads the items of a catalogue evenly.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from gbla_rec.semantic_ids.balance import assign_with_capacity, balanced_centroids, capacity_of, distinct_last_codes
 
 ASSIGN_BLOCK = 65_536
 DISTINCT_SAMPLE = 4
@@ -28,7 +31,9 @@ class ResidualQuantizer:
     centroids: tuple[NDArray[np.float32], ...]
 
     @classmethod
-    def fit(cls, embeddings: NDArray[np.float32], *, num_levels: int, width: int, iterations: int, seed: int) -> "ResidualQuantizer":
+    def fit(
+        cls, embeddings: NDArray[np.float32], *, num_levels: int, width: int, iterations: int, seed: int, balance: float | None = None
+    ) -> "ResidualQuantizer":
         """Find ``num_levels`` codebooks, one after the other.
 
         Args:
@@ -37,17 +42,35 @@ class ResidualQuantizer:
             width: ``W``.
             iterations: of Lloyd's algorithm per codebook.
             seed: the same seed gives the same codebooks on the same machine.
+            balance: if given, at least 1: no centroid stands for more than that many times the even share of the rows.
         """
         centroids: list[NDArray[np.float32]] = []
         residual = embeddings
         for level in range(num_levels):
             if level:
-                residual = residual - centroids[-1][_nearest(residual, centroids[-1])]
-            centroids.append(_fit_codebook(residual, width, iterations, seed + level))
+                residual = residual - centroids[-1][_assign(residual, centroids[-1], balance)]
+            centroids.append(_fit_codebook(residual, width, iterations, seed + level, balance))
         return cls(tuple(centroids))
 
     def encode(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
         """Codes ``(n, num_levels)`` int64 of ``embeddings`` ``(n, F)``; a row's codes do not depend on the other rows.
+
+        Raises:
+            ValueError: if the vectors are not as wide as the codebooks.
+        """
+        return self.encode_together(embeddings, balance=None, distinct_last_code=False)
+
+    def encode_together(self, embeddings: NDArray[np.float32], *, balance: float | None, distinct_last_code: bool) -> NDArray[np.int64]:
+        """Codes of a whole catalogue, as ``encode`` but spread over the codes; a row's codes depend on the other rows.
+
+        Args:
+            embeddings: ``(n, F)`` fp32.
+            balance: if given, at least 1: a code of a level goes to at most ``ceil(balance * n / centroids)`` rows.
+            distinct_last_code: rows with equal codes before the last level get different last codes, the cheapest such
+                choice, while the codebook has enough; this level then has no capacity.
+
+        Returns:
+            ``(n, num_levels)`` int64.
 
         Raises:
             ValueError: if the vectors are not as wide as the codebooks.
@@ -58,7 +81,10 @@ class ResidualQuantizer:
         codes = np.empty((len(embeddings), len(self.centroids)), dtype=np.int64)
         residual = embeddings
         for level, centroids in enumerate(self.centroids):
-            codes[:, level] = _nearest(residual, centroids)
+            if distinct_last_code and level == len(self.centroids) - 1:
+                codes[:, level] = distinct_last_codes(residual, centroids, codes[:, :level])
+            else:
+                codes[:, level] = _assign(residual, centroids, balance)
             residual = residual - centroids[codes[:, level]]
         return codes
 
@@ -107,7 +133,7 @@ def dedup_slots(prefixes: NDArray[np.int64], width: int) -> NDArray[np.int64]:
     return slots
 
 
-def _fit_codebook(vectors: NDArray[np.float32], width: int, iterations: int, seed: int) -> NDArray[np.float32]:
+def _fit_codebook(vectors: NDArray[np.float32], width: int, iterations: int, seed: int, balance: float | None) -> NDArray[np.float32]:
     # the first rows nearly always have enough distinct ones: sorting all of a million rows takes seconds
     if len(np.unique(vectors[: DISTINCT_SAMPLE * width], axis=0)) <= width:
         distinct = np.unique(vectors, axis=0)
@@ -117,7 +143,16 @@ def _fit_codebook(vectors: NDArray[np.float32], width: int, iterations: int, see
     with _single_thread():
         kmeans = faiss.Kmeans(vectors.shape[1], width, niter=iterations, seed=seed, min_points_per_centroid=1)
         kmeans.train(np.ascontiguousarray(vectors))
-    return np.array(kmeans.centroids, dtype=np.float32)
+    centroids = np.array(kmeans.centroids, dtype=np.float32)
+    if balance is None:
+        return centroids
+    return balanced_centroids(vectors, centroids, capacity_of(len(vectors), len(centroids), balance))
+
+
+def _assign(vectors: NDArray[np.float32], centroids: NDArray[np.float32], balance: float | None) -> NDArray[np.int64]:
+    if balance is None:
+        return _nearest(vectors, centroids)
+    return assign_with_capacity(vectors, centroids, capacity_of(len(vectors), len(centroids), balance))
 
 
 def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.int64]:

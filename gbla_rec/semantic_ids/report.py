@@ -135,7 +135,7 @@ def _markdown(report: dict[str, Any]) -> str:
         )
     if report["num_without_embedding"]:
         count = report["num_without_embedding"]
-        lines += ["", f"**{count:,} items have no embedding** (no text, or no training events): they share a prefix."]
+        lines += ["", f"**{count:,} items have no embedding** (no text, or no training events): their codes say nothing about them."]
     if after["items_sharing"]:
         lines += [
             "",

@@ -22,16 +22,24 @@ DIRECTIONS_FILE = "embedding_directions.npy"
 SEPARATORS = re.compile(r"[|;/>_]+")
 
 
-def item_texts(dataset: PreparedDataset) -> list[str]:
-    """All text columns of each item joined, separators such as ``|`` opened; an empty string where there is no text.
+def item_texts(dataset: PreparedDataset, columns: Sequence[str] = ()) -> list[str]:
+    """Text columns of each item joined, separators such as ``|`` opened; an empty string where there is no text.
+
+    Args:
+        dataset: prepared, with text columns.
+        columns: which of them, in this order; empty: all, the title first.
 
     Raises:
-        ValueError: if the dataset has no text columns or not a single item has text.
+        ValueError: if the dataset has no text columns or lacks one of ``columns``, or not a single item has text.
     """
-    columns = dataset.manifest.text_columns
+    present = dataset.manifest.text_columns
     cure = "give an item table to prepare (--items), or use embedding='behaviour' (--semantic-ids.embedding behaviour)"
-    if not columns:
+    if not present:
         raise ValueError(f"{dataset.path}: SemanticIdConfig.embedding='text' needs item text, the dataset has no text columns; {cure}")
+    unknown = [column for column in columns if column not in present]
+    if unknown:
+        raise ValueError(f"{dataset.path}: SemanticIdConfig.text_columns must be among the text columns {present}, got {unknown}")
+    columns = columns or present
     joined = dataset.items().select(pl.concat_str(columns, separator=" | ", ignore_nulls=True).fill_null("")).to_series()
     texts = [SEPARATORS.sub(" ", text).strip() for text in joined]
     if not any(texts):
@@ -44,19 +52,21 @@ class TfidfEmbedder:
     """TF-IDF of words and word pairs, reduced by truncated SVD (latent semantic analysis).
 
     Attributes:
+        columns: as ``item_texts`` reads them.
         terms: the ``X`` words and pairs, in column order.
         idf: ``(X,)`` fp64 inverse document frequencies.
         directions: ``(F, X)`` fp32.
     """
 
+    columns: tuple[str, ...]
     terms: Sequence[str]
     idf: NDArray[np.float64]
     directions: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, dataset: PreparedDataset, dim: int, seed: int) -> "TfidfEmbedder":
-        """Learn terms and directions from the items of ``dataset``; ``ValueError`` if no item has text."""
-        texts = item_texts(dataset)
+    def fit(cls, dataset: PreparedDataset, dim: int, seed: int, columns: tuple[str, ...] = ()) -> "TfidfEmbedder":
+        """Learn terms and directions from the items of ``dataset``; errors as ``item_texts``."""
+        texts = item_texts(dataset, columns)
         # a term of one item relates it to no other; without any shared term, all terms are better than none
         for min_df in (2, 1):
             vectorizer = _vectorizer(min_df=min_df, max_features=MAX_TERMS)
@@ -67,26 +77,26 @@ class TfidfEmbedder:
                 if min_df == 1:
                     raise ValueError(f"{dataset.path}: item texts hold no letters or digits, e.g. {next(filter(None, texts))!r}") from error
         terms = vectorizer.get_feature_names_out().tolist()
-        return cls(terms, vectorizer.idf_, fit_directions(csr_array(matrix, dtype=np.float32), dim, seed))
+        return cls(columns, terms, vectorizer.idf_, fit_directions(csr_array(matrix, dtype=np.float32), dim, seed))
 
     def embed(self, dataset: PreparedDataset) -> NDArray[np.float32]:
         """See ``ItemEmbedder``."""
         vectorizer = _vectorizer(vocabulary=self.terms)
         vectorizer.idf_ = self.idf
-        return project(csr_array(vectorizer.transform(item_texts(dataset)), dtype=np.float32), self.directions)
+        return project(csr_array(vectorizer.transform(item_texts(dataset, self.columns)), dtype=np.float32), self.directions)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """See ``ItemEmbedder``."""
         pl.DataFrame({"term": self.terms, "idf": self.idf}).write_parquet(directory / TERMS_FILE)
         np.save(directory / DIRECTIONS_FILE, self.directions)
-        return {"dim": len(self.directions), "num_terms": len(self.terms)}
+        return {"columns": self.columns, "dim": len(self.directions), "num_terms": len(self.terms)}
 
     @classmethod
     def load(cls, directory: Path, saved: dict[str, Any]) -> "TfidfEmbedder":
         """Read what ``save`` wrote."""
         frame = pl.read_parquet(directory / TERMS_FILE)
         directions = np.load(directory / DIRECTIONS_FILE, allow_pickle=False)
-        return cls(frame["term"].to_list(), frame["idf"].to_numpy().copy(), directions)
+        return cls(tuple(saved.get("columns", ())), frame["term"].to_list(), frame["idf"].to_numpy().copy(), directions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,29 +104,31 @@ class WordLlamaEmbedder:
     """Averages of WordLlama's word vectors (they come inside its wheel), reduced by truncated SVD where narrower ones are wanted.
 
     Attributes:
+        columns: as ``item_texts`` reads them.
         directions: ``(F, 256)`` fp32.
     """
 
+    columns: tuple[str, ...]
     directions: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, dataset: PreparedDataset, dim: int, seed: int) -> "WordLlamaEmbedder":
-        """Learn the directions; ``ModuleNotFoundError`` if WordLlama is not installed, ``ValueError`` if no item has text."""
-        return cls(fit_directions(_word_llama(item_texts(dataset)), dim, seed))
+    def fit(cls, dataset: PreparedDataset, dim: int, seed: int, columns: tuple[str, ...] = ()) -> "WordLlamaEmbedder":
+        """Learn the directions; ``ModuleNotFoundError`` if WordLlama is not installed, errors as ``item_texts``."""
+        return cls(columns, fit_directions(_word_llama(item_texts(dataset, columns)), dim, seed))
 
     def embed(self, dataset: PreparedDataset) -> NDArray[np.float32]:
         """See ``ItemEmbedder``."""
-        return project(_word_llama(item_texts(dataset)), self.directions)
+        return project(_word_llama(item_texts(dataset, self.columns)), self.directions)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """See ``ItemEmbedder``."""
         np.save(directory / DIRECTIONS_FILE, self.directions)
-        return {"dim": len(self.directions)}
+        return {"columns": self.columns, "dim": len(self.directions)}
 
     @classmethod
     def load(cls, directory: Path, saved: dict[str, Any]) -> "WordLlamaEmbedder":
         """Read what ``save`` wrote."""
-        return cls(np.load(directory / DIRECTIONS_FILE, allow_pickle=False))
+        return cls(tuple(saved.get("columns", ())), np.load(directory / DIRECTIONS_FILE, allow_pickle=False))
 
 
 def _vectorizer(**settings: Any) -> TfidfVectorizer:

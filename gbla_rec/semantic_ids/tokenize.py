@@ -39,9 +39,14 @@ def tokenize(dataset: PreparedDataset, config: SemanticIdConfig, output: Path) -
         embeddings = embedder.embed(dataset)
         width = config.codebook_width or default_codebook_width(len(embeddings), config.min_codebook_width)
         quantizer = ResidualQuantizer.fit(
-            embeddings, num_levels=config.num_levels, width=width, iterations=config.kmeans_iterations, seed=config.seed
+            embeddings,
+            num_levels=config.num_levels,
+            width=width,
+            iterations=config.kmeans_iterations,
+            seed=config.seed,
+            balance=config.balance,
         )
-        prefixes = quantizer.encode(embeddings)
+        prefixes = quantizer.encode_together(embeddings, balance=config.balance, distinct_last_code=config.distinct_last_code)
         codes = np.column_stack([prefixes, dedup_slots(prefixes, config.dedup_width)])
         widths = (*[width] * config.num_levels, config.dedup_width)
         save_embedder(embedder, directory)
@@ -118,7 +123,7 @@ def _write(
     items = dataset.items()
     table = SemanticIdTable(torch.from_numpy(codes), widths, items["item_id"])
     columns = dataset.manifest.text_columns
-    encoder = f" ({settings['text_encoder']})" if settings["embedding"] == "text" else ""
+    encoder = f" ({settings['text_encoder']})" if settings["embedding"] in ("text", "text_and_behaviour") else ""
     report = quality_report(
         table,
         source=f"{settings['embedding']}{encoder} embeddings of dataset {dataset.manifest.name}, {embeddings.shape[1]} wide",

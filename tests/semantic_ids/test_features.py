@@ -46,6 +46,18 @@ def test_a_new_item_has_a_row_and_old_items_keep_theirs(make_dataset: MakeDatase
     np.testing.assert_allclose(np.linalg.norm(new[[0, 1, 2, 4, 5, 6]], axis=1), 1, rtol=1e-5)
 
 
+def test_a_new_item_without_events_has_the_features_of_its_text_alone(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    titles, histories = ["red nail", "blue nail", "electric shaver", "shaver head"], [[0, 1, 2, 3], [1, 0, 3], [2, 3]]
+    both = config(embedding="text_and_behaviour", behaviour_weight=2.0)
+    tokenize(make_dataset([10, 20, 30, 40], {"title": titles}, histories), both, tmp_path / "old")
+    append_items(tmp_path / "old", make_dataset([10, 20, 30, 40, 50], {"title": [*titles, "red nail"]}, histories), tmp_path / "new")
+    features = load_item_features(tmp_path / "new", 5)
+    width = features.shape[1] - 4
+    assert not features[4, width:].any()
+    # the text part of an item worded alike, which shares its length 1 with a behaviour part of twice that length
+    np.testing.assert_allclose(features[0, :width] * 5**0.5, features[4, :width], atol=1e-6)
+
+
 def test_missing_or_wrong_features_are_refused_with_the_cure(make_dataset: MakeDataset, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no semantic IDs there.*gbla-rec tokenize"):
         load_item_features(tmp_path / "nowhere", 3)

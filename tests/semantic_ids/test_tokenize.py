@@ -99,6 +99,18 @@ def test_ids_are_unique_while_the_dedup_level_has_room(make_dataset: MakeDataset
     assert report["after_dedup"] == {"num_distinct": 5, "num_shared": 5, "items_sharing": 12, "fraction_sharing": 1.0, "largest": 3}
 
 
+def test_items_alike_get_distinct_last_codes_and_leave_the_dedup_level_to_new_ones(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    titles = [f"{WORDS[item % 7]} {WORDS[item % 5]}" for item in range(40)]
+    spread = config(codebook_width=16, distinct_last_code=True, balance=1.5, dedup_width=40)
+    tables = [tokenize(make_dataset(list(range(40)), {"title": titles}), spread, tmp_path / name) for name in ("a", "b")]
+    assert torch.equal(tables[0].codes, tables[1].codes)
+    assert not tables[0].codes[:, -1].any() and len(torch.unique(tables[0].codes, dim=0)) == 40
+    everything = make_dataset(list(range(41)), {"title": [*titles, titles[0]]})
+    appended = append_items(tmp_path / "a", everything, tmp_path / "new")
+    assert torch.equal(appended.codes[:40], tables[0].codes)
+    assert len(torch.unique(appended.codes, dim=0)) == 41
+
+
 def test_an_existing_output_is_refused_and_a_failure_leaves_nothing(make_dataset: MakeDataset, tmp_path: Path) -> None:
     dataset = text_dataset(make_dataset, list(range(1, 20)))
     tokenize(dataset, config(), tmp_path / "ids")
@@ -148,7 +160,7 @@ def test_a_file_of_vectors_is_asked_for_exactly_when_needed(make_dataset: MakeDa
         append_items(tmp_path / "text", text_dataset(make_dataset, [1, 2, 3]), tmp_path / "no", embedding_file=tmp_path / "new.npy")
 
 
-@pytest.mark.parametrize("embedding", ["text", "behaviour"])
+@pytest.mark.parametrize("embedding", ["text", "behaviour", "text_and_behaviour"])
 def test_a_prepared_dataset_goes_all_the_way_to_generated_items(tmp_path: Path, embedding: Any) -> None:
     rng = np.random.default_rng(0)
     events = {"user_id": np.repeat(np.arange(30), 8), "item_id": rng.integers(100, 130, 240), "timestamp": np.arange(240)}
