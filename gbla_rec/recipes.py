@@ -12,6 +12,7 @@ from gbla_rec.config import (
     EmbeddingConfig,
     EncoderConfig,
     EvaluationConfig,
+    ItemHeadConfig,
     ModelConfig,
     OptimizerConfig,
     PrepareConfig,
@@ -56,16 +57,27 @@ def amazon_beauty() -> RunConfig:
     return RunConfig(
         name="amazon_beauty",
         dataset="amazon_beauty",
-        semantic_ids=SemanticIdConfig(embedding="text", text_encoder="wordllama", embedding_dim=256),
+        semantic_ids=SemanticIdConfig(embedding="text", text_encoder="wordllama", embedding_dim=256, distinct_last_code=True),
         model=ModelConfig(
-            embedding=EmbeddingConfig(rows_per_table=32_768, dim=64, semantic_code_dim=64, id_dropout=0.5, item_features=True),
+            embedding=EmbeddingConfig(
+                rows_per_table=32_768,
+                dim=64,
+                semantic_code_dim=64,
+                id_dropout=0.8,
+                event_dropout=0.1,
+                token_dropout=0.2,
+                item_features=True,
+            ),
             encoder=EncoderConfig(model_dim=256, num_heads=4, pattern="SGGS", ffn_dim=512, dropout=0.3),
             decoder=DecoderConfig(num_heads=4, ffn_dim=512, dropout=0.3, label_smoothing=0.1),
             objective="joint",
+            item_head=ItemHeadConfig(weight=0.3, label_smoothing=0.1),
         ),
         stream=StreamConfig(tokens_per_batch=8_192, max_history_length=50, targets_per_cut=1, max_cuts_per_history=1_000),
-        optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.05, warmup_steps=100, weight_decay=0.1),
-        training=TrainingConfig(num_steps=2_400, validate_every=200, save_every=200, validation_users=22_363, keep_best=3, log_every=50),
+        optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.02, warmup_steps=100, weight_decay=0.1),
+        training=TrainingConfig(
+            num_steps=1_200, validate_every=150, save_every=150, validation_users=22_363, keep_last=8, keep_best=8, log_every=50
+        ),
         evaluation=EvaluationConfig(num_beams=50, tokens_per_batch=8_192, shortlist_users=4_096),
     )
 
