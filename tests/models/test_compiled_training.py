@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from gbla_kernels import Backend, JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig
+from gbla_rec.data.item_queries import ItemQueries
 from gbla_rec.models.retriever import HistoryModel
 
 WIDTHS, NUM_ITEMS, TABLE_DIM = (16, 8), 50, 8
@@ -27,6 +28,14 @@ CODES_CONFIG = dataclasses.replace(
     encoder=dataclasses.replace(CONFIG.encoder, pattern="S"),
     decoder=dataclasses.replace(CONFIG.decoder, num_layers=2),
 )
+JOINT_CONFIG = dataclasses.replace(
+    CONFIG,
+    embedding=EmbeddingConfig(
+        dim=TABLE_DIM, semantic_code_dim=4, id_dropout=0.5, event_dropout=0.1, token_dropout=0.2, item_features=True
+    ),
+    encoder=dataclasses.replace(CONFIG.encoder, pattern="G"),
+    objective="joint",
+)
 
 
 class Rows:
@@ -40,7 +49,8 @@ class Rows:
 def history_model(config: ModelConfig = CONFIG, device: str = "cpu", backend: Backend = Backend.REFERENCE) -> HistoryModel:
     torch.manual_seed(0)
     codes = torch.stack([torch.randint(0, width, (NUM_ITEMS,)) for width in WIDTHS], dim=1)
-    return HistoryModel(config, FEATURES, codes, WIDTHS, backend).to(device)
+    features = torch.randn(NUM_ITEMS, 6) if config.embedding.item_features else None
+    return HistoryModel(config, FEATURES, codes, WIDTHS, backend, features).to(device)
 
 
 def history_batch(lengths: list[int], targets: list[int], device: str = "cpu", config: ModelConfig = CONFIG) -> tuple[dict[str, Rows], Any]:
@@ -48,6 +58,8 @@ def history_batch(lengths: list[int], targets: list[int], device: str = "cpu", c
     generator = torch.Generator().manual_seed(sum(lengths))
     num_events, num_targets, tokens = sum(lengths), sum(targets), config.embedding.tokens_per_event(len(WIDTHS))
     num_rows = [num_events if config.embedding.reads_item_ids else 0, num_events]
+    if config.has_item_head:
+        num_rows = [num_events + NUM_ITEMS] * 2
 
     def integers(high: int, size: int) -> Tensor:
         return torch.randint(0, high, (size,), generator=generator).to(device)
@@ -62,9 +74,16 @@ def history_batch(lengths: list[int], targets: list[int], device: str = "cpu", c
         layout=JaggedLayout.from_lengths([tokens * length for length in lengths]).to(device),
         code_layout=JaggedLayout.from_lengths([len(WIDTHS) * count for count in targets]).to(device),
         loss_weight=1 / max(num_targets, 1),
-        queries=None,
+        queries=item_queries(lengths, targets, integers, device) if config.has_item_head else None,
     )
     return rows, batch
+
+
+def item_queries(lengths: list[int], targets: list[int], integers: Any, device: str) -> ItemQueries:
+    """The newest event asks for each target; whose history is empty asks as any event."""
+    newest = torch.tensor(lengths).cumsum(0).sub(1).clamp(min=0)
+    positions = torch.repeat_interleave(newest, torch.tensor(targets)).to(device)
+    return ItemQueries(positions, integers(NUM_ITEMS, sum(targets)), torch.arange(NUM_ITEMS, device=device), torch.zeros(0, device=device))
 
 
 def outcome(model: HistoryModel, rows: dict[str, Rows], batch: Any) -> dict[str, Tensor]:
@@ -91,8 +110,8 @@ def batches() -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize(
     ("config", "activation_checkpointing", "backend"),
-    [pytest.param(CONFIG, False, "aot_eager", marks=pytest.mark.slow), (CONFIG, True, "eager"), (CODES_CONFIG, False, "eager")],
-    ids=["items", "items recomputed", "codes"],
+    [pytest.param(CONFIG, False, "aot_eager", marks=pytest.mark.slow), (CONFIG, True, "eager"), (CODES_CONFIG, False, "eager"), (JOINT_CONFIG, False, "eager")],
+    ids=["items", "items recomputed", "codes", "joint"],
 )
 def test_one_graph_for_every_batch_and_eager_results(config: ModelConfig, activation_checkpointing: bool, backend: str) -> None:
     torch._dynamo.reset()
@@ -103,6 +122,8 @@ def test_one_graph_for_every_batch_and_eager_results(config: ModelConfig, activa
     compiled.compile_training(counter)
     num_compiled_batches = 0
     for lengths, targets in batches():
+        if config.has_item_head and sum(lengths) == 0:
+            continue
         expected, actual = (outcome(model, *history_batch(lengths, targets, config=config)) for model in (eager, compiled))
         num_compiled_batches += min(sum(lengths), sum(targets)) >= 16
         for name, value in expected.items():
@@ -146,7 +167,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("base", "activation_checkpointing"), [(CONFIG, False), (CONFIG, True), (CODES_CONFIG, False)])
+@pytest.mark.parametrize(("base", "activation_checkpointing"), [(CONFIG, False), (CONFIG, True), (CODES_CONFIG, False), (JOINT_CONFIG, False)])
 def test_one_training_step_on_a_gpu_never_synchronises(base: ModelConfig, activation_checkpointing: bool) -> None:
     encoder = EncoderConfig(
         model_dim=128, num_heads=2, pattern="SGW", window=64, dropout=0.2, activation_checkpointing=activation_checkpointing
