@@ -75,5 +75,5 @@ class HistoryInput(nn.Module):
         """``(L, 1)`` in the dtype of ``x``: one draw for each event, 0 or ``1 / (1 - probability)``."""
         if token_keys is None or probability == 0:
             return 1
-        # four columns: what one hash serves
-        return keyed_dropout(x.new_ones(x.shape[0], 4), token_keys, probability, salt)[:, :1]
+        # two hashes wide: a compiler may lay out a single column so that torch cannot view its bits
+        return keyed_dropout(x.new_ones(x.shape[0], 8), token_keys, probability, salt)[:, :1]
