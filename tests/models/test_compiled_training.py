@@ -198,17 +198,24 @@ def test_one_training_step_on_a_gpu_never_synchronises(base: ModelConfig, activa
 
 
 @pytest.mark.gpu
-def test_compiled_training_on_a_gpu_is_near_eager_with_a_graph_for_each_attention_kernel() -> None:
+def test_compiled_training_on_a_gpu_is_near_eager_with_a_graph_for_each_choice_of_kernels() -> None:
     torch._dynamo.reset()
     encoder = EncoderConfig(model_dim=128, num_heads=2, pattern="SG", dropout=0.2)
     config = dataclasses.replace(CONFIG, encoder=encoder, kernels="triton")
     eager, compiled = (history_model(config, "cuda", Backend.TRITON) for _ in range(2))
     counter = CompileCounterWithBackend("inductor")
     compiled.compile_training(counter)
-    # long rows, short rows, rows of one length that cuDNN takes dense, and others of one length; then each again in other sizes
-    first = [([300, 7, 0, 1000], [9, 1, 2, 5]), ([40, 3], [16, 1]), ([512, 512], [8, 8]), ([40, 40], [9, 9])]
+    # long rows, short rows, rows of one length that cuDNN takes dense, others of one length, and rows whose keys the decoder does
+    # not divide (at most MIN_PART); then each again in other sizes
+    first = [([300, 7, 0, 1000], [9, 1, 2, 5]), ([40, 3], [16, 1]), ([640] * 2, [8, 8]), ([40, 40], [9, 9]), ([500, 20], [7, 11])]
     # with targets on rows of 0 and 1 events alone, gradients before the cross-attention would be zero but for rounding
-    again = [([2, 700, 90], [3, 9, 9]), ([200, 0, 1], [4, 30, 1]), ([640] * 3, [10, 0, 9]), ([33] * 5, [5] * 5)]
+    again = [
+        ([2, 700, 90], [3, 9, 9]),
+        ([200, 0, 1], [4, 30, 1]),
+        ([1024] * 3, [10, 0, 9]),
+        ([33] * 5, [5] * 5),
+        ([3, 270], [9, 20]),
+    ]
     num_graphs = 0
     for lengths, targets in [*first, *again]:
         if lengths == again[0][0]:

@@ -87,9 +87,11 @@ def test_compiled_equals_eager_and_compiles_at_most_twice(has_layout: bool) -> N
     counter = CompileCounterWithBackend("inductor")
     module = Attention()
     compiled = torch.compile(module, backend=counter, fullgraph=True, dynamic=True)
-    # gradients of inputs, and of the parameter alone, are two graphs
-    for lengths in BATCHES:
-        assert_same(run(compiled, lengths, has_layout), run(module, lengths, has_layout))
+    # gradients of inputs, and of the parameter alone, are two graphs; a graph that comes from a cache of the compiler has one guard
+    # more where there is no layout: whether rows or tokens bound the tables, since Python evaluates its min()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        for lengths in BATCHES:
+            assert_same(run(compiled, lengths, has_layout), run(module, lengths, has_layout))
     assert counter.frame_count <= 2, f"{counter.frame_count} compilations for {len(BATCHES)} batches"
 
 
