@@ -42,6 +42,7 @@ def require_whole(results: dict[str, Any], run_dir: str) -> None:
     """Slices divide the users, and their weighted means and the file of single users give the means of all."""
     frame = read_per_user(Path(run_dir), results)
     assert frame["user_row"].to_list() == list(range(60))
+    assert frame["history_length"].max() > 800, "the whole history counts, not the 100 events that are read"
     for column in (results | {"history": results["protocol"]["history"]}, results["other_history"]):
         for slices in column["slices"].values():
             assert sum(part["users"] for part in slices) == 60
