@@ -119,6 +119,8 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     assert written == written[:1] * 3
     require_whole(alone, run_dir)
     assert alone["other_history"]["methods"] == removed["methods"] != alone["methods"]
+    knn = [column["methods"]["item-kNN"]["Recall@5"]["mean"] for column in (alone, alone["other_history"])]
+    assert knn[0] != knn[1], "baselines treat the history likewise"
     assert [row["num_beams"] for row in alone["beam_sweep"]] == [3, 10]
     assert list(alone["beam_sweep"][0]["methods"]["tiny"]) == ["Recall@2", "NDCG@2"], "3 beams cannot fill 5 places"
     assert alone["beam_sweep"][1]["methods"] == {"tiny": alone["methods"]["tiny"]}, "the configured number of beams"
