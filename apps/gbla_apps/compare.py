@@ -24,7 +24,7 @@ DESCRIPTION = (
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, compare, print and write."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     first, *others = groups(options)
     methods = {"first_method": options.score or options.a_score, "second_method": options.score or options.b_score}
     comparisons = [compare(first, other, **methods, history=options.history, num_samples=options.samples) for other in others]

@@ -19,7 +19,8 @@ METHOD = (
     "Differences of seed-averaged metrics, paired by user. The users' interval is a 95 % percentile bootstrap over users (Efron, 1979), "
     "with the same resampled users for every run. The interval of users and seeds resamples the seeds of each group too, independently "
     "of the users (the pigeonhole bootstrap: Owen, Annals of Applied Statistics 1, 2007), with deviations of seeds stretched by "
-    "sqrt(S / (S - 1)) (Rao and Wu, JASA 83, 1988). It needs two seeds in both groups; at three seeds it is still somewhat narrow."
+    "sqrt(S / (S - 1)) (Rao and Wu, JASA 83, 1988). It needs two seeds in both groups; with three seeds it is too narrow where seeds "
+    "differ much more than the means of users do."
 )
 
 

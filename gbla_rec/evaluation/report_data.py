@@ -111,14 +111,14 @@ def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
     found = {path.resolve(): path for specification in specifications for path in find_runs(specification)}
     alike: list[list[EvaluatedRun]] = []
     for run in (EvaluatedRun.open(path) for path in found.values()):
-        same = next((runs for runs in alike if _is_alike(runs[0], run)), None)
-        if same is None:
+        known = next((runs for runs in alike if _is_alike(runs[0], run)), None)
+        if known is None:
             alike.append([run])
         else:
-            same.append(run)
+            known.append(run)
     names: set[str] = set()
     by_data: dict[tuple[str, str], list[RunGroup]] = {}
-    for runs in (part for runs in alike for part in _by_name_if_seeds_repeat(runs)):
+    for runs in (part for same in alike for part in _by_name_if_seeds_repeat(same)):
         group = RunGroup.of(runs)
         group = RunGroup(_unused_name(group.name, names), group.runs)
         names.add(group.name)

@@ -74,8 +74,16 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     again = run("prepare", "--name", "shop", *log, ok=False)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ") and "Traceback" not in again.stderr
-    evaluated = run("evaluate", "--recipe", "shop")
+    evaluated = run("evaluate", "--recipe", "shop", "--both-histories", "--num-beams", "60", "10")
     assert re.search(r"most-popular .* item-kNN", evaluated.stdout)
+    assert "own history kept" in evaluated.stdout and "own history removed" in evaluated.stdout
+    assert re.search(r"│ 10 .*\n│ 60 ", evaluated.stdout)
+    compared = run_forked("compare", "shop", "--history", "kept", "shop", "--output", str(tmp_path / "same"))
+    assert "+0.0000 to" in compared
+    assert json.loads((tmp_path / "same" / "comparison.json").read_text())[0]["metrics"]["Recall@10"]["difference"] == 0
+    assert "not both and not half of it" in run_forked("compare", "--a", "shop", status=2)
+    run_forked("report", "--runs", "shop", "--output", str(tmp_path / "page"))
+    assert "<svg" not in (page := (tmp_path / "page" / "report.html").read_text()) and page.count("data:image/svg+xml") >= 5
     recommended = run("recommend", "--user", "u3", "--count", "3")
     assert len(re.findall(r"thing \d no \d+", recommended.stdout)) >= 3
     unknown = run_forked("recommend", "--history", "thing 1", status=2)

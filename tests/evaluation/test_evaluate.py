@@ -42,6 +42,7 @@ def require_whole(results: dict[str, Any], run_dir: str) -> None:
     """Slices divide the users, and their weighted means and the file of single users give the means of all."""
     frame = read_per_user(Path(run_dir), results)
     assert frame["user_row"].to_list() == list(range(60))
+    assert frame["history_length"].max() > 800, "the whole history counts, not the 100 events that are read"
     for column in (results | {"history": results["protocol"]["history"]}, results["other_history"]):
         for slices in column["slices"].values():
             assert sum(part["users"] for part in slices) == 60
@@ -118,6 +119,8 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     assert written == written[:1] * 3
     require_whole(alone, run_dir)
     assert alone["other_history"]["methods"] == removed["methods"] != alone["methods"]
+    knn = [column["methods"]["item-kNN"]["Recall@5"]["mean"] for column in (alone, alone["other_history"])]
+    assert knn[0] != knn[1], "baselines treat the history likewise"
     assert [row["num_beams"] for row in alone["beam_sweep"]] == [3, 10]
     assert list(alone["beam_sweep"][0]["methods"]["tiny"]) == ["Recall@2", "NDCG@2"], "3 beams cannot fill 5 places"
     assert alone["beam_sweep"][1]["methods"] == {"tiny": alone["methods"]["tiny"]}, "the configured number of beams"
