@@ -1,6 +1,8 @@
 """Runs a table of experiments, in pieces: ``python -m benchmarks.quality.run TABLE --dataset D``, again until it says that all is done.
 
-What stands after ``--`` are further options of every training. Exit status: 0, all runs are trained and evaluated; 1, some failed; 3, there is more to do: run the same command again.
+What stands after ``--`` are further options of every training.
+
+Exit status: 0, all runs are trained and evaluated; 1, some failed; 2, the command is wrong; 3, there is more to do: run it again.
 """
 
 import argparse

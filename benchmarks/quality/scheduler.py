@@ -16,7 +16,7 @@ from benchmarks.quality.attempts import Attempt, add_attempt
 
 INTERRUPTED_STATUSES = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Of a process that SIGTERM ended: before its handler was there, and after it saved."""
-KILL_SECONDS = 3.0
+KILL_SECONDS = 2.0
 """What is still running so long before the limit is killed."""
 FIRST_PART = 0.9
 """Whatever a stage needs, it may start while so much of the time is left."""
@@ -123,10 +123,8 @@ class Scheduler:
         """
         if num_parallel < 1:
             raise ValueError(f"num_parallel must be at least 1, got {num_parallel}")
-        if seconds <= grace_seconds + KILL_SECONDS:
-            raise ValueError(
-                f"seconds must be more than grace_seconds + {KILL_SECONDS:g} = {grace_seconds + KILL_SECONDS:g}, got {seconds:g}"
-            )
+        if not KILL_SECONDS < grace_seconds < seconds:
+            raise ValueError(f"grace_seconds must lie between {KILL_SECONDS:g} and seconds, which is {seconds:g}, got {grace_seconds:g}")
         if len({job.name for job in jobs}) != len(jobs):
             raise ValueError(f"jobs must have unique names, got {sorted(job.name for job in jobs)}")
         self.jobs = list(jobs)
