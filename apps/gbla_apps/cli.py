@@ -12,6 +12,8 @@ COMMANDS = {
     "plan": "how tables are sharded on a cluster, and what that costs, without having it",
     "train": "train a recipe (also under torchrun and TorchX)",
     "evaluate": "test a run by beam search, beside baselines",
+    "compare": "paired differences of evaluated runs, over users and seeds",
+    "report": "one page of tables and plots about evaluated runs",
     "recommend": "the next items for a user or a typed-in history",
     "doctor": "whether this environment can train, and the cure of what cannot",
 }

@@ -4,7 +4,7 @@
 
     config.json  version.json  plan.txt  metrics.jsonl  tensorboard/
     checkpoints/step_00001000/   torch.distributed.checkpoint files and progress.json
-    results.json                 written by evaluation
+    results.json  results.md  per_user.parquet      written by evaluation
 """
 
 import hashlib
@@ -24,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step_"
 PROGRESS = "progress.json"
 RESULTS = "results.json"
+METRICS = "metrics.jsonl"
 TEMPORARY_PREFIX = ".tmp-"
 COMMIT_VARIABLE = "GBLA_REC_COMMIT"
 """Environment variable: the commit that a container image was built from."""

@@ -12,7 +12,15 @@ class EvaluationConfig:
     num_beams: int = 50
     cutoffs: tuple[int, ...] = (5, 10, 50)
     exclude_history: bool = False
-    """Never recommend an item of the user's own history; the baselines obey it too."""
+    """Never recommend an item of the user's own history; the baselines obey it too. This decides the main figures."""
+    both_histories: bool = False
+    """Also evaluate the other way of ``exclude_history``, in a second column, at the cost of one more beam search."""
+    beam_sweep: tuple[int, ...] = ()
+    """Also test with these numbers of beams, one row each; checkpoints are chosen at ``num_beams`` all the same."""
+    history_edges: tuple[int, ...] = ()
+    """Slices of users by the events before the targets begin at these lengths. Empty: powers of two or more, by the data."""
+    cold_edges: tuple[int, ...] = (1, 6)
+    """Slices of users by the training events of the (rarest) target begin at these: the default gives 0, 1-5 and 6+."""
     tokens_per_batch: int = 65_536
     shortlist_users: int = 1_024
     """Validation users on whom beam search chooses among the shortlisted checkpoints."""
@@ -21,6 +29,10 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         require_positive(self, "num_beams", "tokens_per_batch", "shortlist_users", "bootstrap_samples")
         require(bool(self.cutoffs) and min(self.cutoffs) > 0, "EvaluationConfig.cutoffs", "be positive and not empty", self.cutoffs)
+        for name in ("beam_sweep", "history_edges", "cold_edges"):
+            values = getattr(self, name)
+            rises = all(low < high for low, high in zip((0, *values), values, strict=False))
+            require(rises, f"EvaluationConfig.{name}", "rise from above 0", values)
         require(
             max(self.cutoffs) <= self.num_beams,
             "EvaluationConfig.num_beams",

@@ -1,109 +1,36 @@
 """Full-catalogue evaluation of a run: beams on the shortlisted checkpoints, test at the best one, baselines beside it."""
 
-# U users, R results per user (docs/shapes.md)
-
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
 
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, code_version, read_config, write_text
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
-from gbla_rec.config import EvaluationConfig
+from gbla_rec.config import EvaluationConfig, RunConfig
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.data.evaluation_batches import evaluation_batches
-from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.stream import iterate_train_items
-from gbla_rec.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
-from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
+from gbla_rec.evaluation.columns import EvaluatedUsers, column_results, history_name, sweep_results
+from gbla_rec.evaluation.metrics import recall_at_k
+from gbla_rec.evaluation.per_user import History, write_per_user
+from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_searches, rank_with_baseline, rank_with_model
+from gbla_rec.evaluation.summaries import UserValues
 from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
-from gbla_rec.retrieval.generate import generate_items
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
 RESULTS_TABLE = "results.md"
 SHORTLIST_CUTOFF = 10
 """Checkpoints are chosen by validation Recall at this cutoff, or at the largest one that is evaluated."""
-Ranker = Callable[[HistoryBatch], NDArray[np.int64]]
-Int64Array = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class RankedUsers:
-    """Rankings ``(U, R)`` (-1 where fewer exist) and jagged targets of users in the dataset's order."""
-
-    user_rows: Int64Array
-    ranked: Int64Array
-    targets: Int64Array
-    target_offsets: Int64Array
-
-    def metrics(self, cutoffs: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
-        """Per-user ``Recall@k`` and ``NDCG@k``, ``(U,)`` each."""
-        scores = {f"Recall@{k}": recall_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
-        return scores | {f"NDCG@{k}": ndcg_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
-
-
-def rank_with_model(parts: RunParts, trie: PrefixTrie, split: Literal["validation", "test"], num_users: int | None = None) -> RankedUsers:
-    """Beam-search every user of ``split``; all ranks call it together and all get the whole result."""
-    config = parts.config.evaluation
-    num_results = max(config.cutoffs)
-    parts.model.eval()
-    found: list[RankedUsers] = []
-    for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users):
-        # every rank encodes, empty batch or not: the sharded tables need all ranks
-        with parts.autocast():
-            memory = parts.retriever.encode(batch)
-            if len(histories.user_rows) == 0:
-                continue
-            result = generate_items(
-                parts.retriever,
-                memory,
-                trie,
-                num_beams=config.num_beams,
-                num_results=num_results,
-                denied_items=torch.from_numpy(histories.seen_items).to(parts.device) if config.exclude_history else None,
-                denied_offsets=torch.from_numpy(histories.seen_offsets).to(parts.device) if config.exclude_history else None,
-            )
-        found.append(_ranked(histories, result.items.cpu().numpy()))
-    gathered: list[list[RankedUsers]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, found)
-    return _in_user_order([part for rank in gathered for part in rank], num_results)
-
-
-def rank_with_baseline(
-    dataset: PreparedDataset, split: Literal["validation", "test"], ranker: Ranker, num_results: int, num_users: int | None, seed: int
-) -> RankedUsers:
-    """Rank every user of ``split`` with ``ranker``, which sees the user's whole history before the targets."""
-    batches = evaluation_batches(dataset, split, tokens_per_batch=1_000_000, max_history_length=1, num_users=num_users, seed=seed)
-    return _in_user_order([_ranked(histories, ranker(histories)) for histories in batches], num_results)
-
-
-def _ranked(histories: HistoryBatch, ranked: Int64Array) -> RankedUsers:
-    # without the histories: the parts travel to every rank
-    return RankedUsers(histories.user_rows, ranked, histories.targets, histories.target_offsets)
-
-
-def _in_user_order(parts: list[RankedUsers], num_results: int) -> RankedUsers:
-    """One table of all parts, users in the dataset's order."""
-    user_rows = np.concatenate([np.zeros(0, np.int64), *(part.user_rows for part in parts)])
-    ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(part.ranked for part in parts)])
-    targets = [row for part in parts if len(part.user_rows) for row in np.split(part.targets, part.target_offsets[1:-1])]
-    order = np.argsort(user_rows, kind="stable")
-    ordered_targets = [targets[i] for i in order]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered_targets])]).astype(np.int64)
-    return RankedUsers(user_rows[order], ranked[order], np.concatenate([np.zeros(0, np.int64), *ordered_targets]), offsets)
+ModelRankings = dict[Search, dict[Score, RankedUsers]]
 
 
 def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple[Checkpoint, dict[str, float]]:
-    """The shortlisted checkpoint of the best validation recall by beam search; its weights are loaded when this returns.
+    """The shortlisted checkpoint of the best validation recall by the main score; its weights are loaded when this returns.
 
     Returns:
         The checkpoint and the recall of every shortlisted one by directory name.
@@ -114,7 +41,7 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
     recalls: dict[str, float] = {}
     for checkpoint in shortlist:
         load_checkpoint(checkpoint, parts.model, None)
-        ranked = rank_with_model(parts, trie, "validation", parts.config.evaluation.shortlist_users)
+        ranked = next(iter(rank_with_model(parts, trie, "validation", parts.config.evaluation.shortlist_users).values()))
         per_user = recall_at_k(ranked.ranked, ranked.targets, ranked.target_offsets, cutoff)
         recalls[checkpoint.path.name] = float(per_user.mean()) if len(per_user) else 0.0
     best = max(shortlist, key=lambda checkpoint: recalls[checkpoint.path.name])
@@ -122,74 +49,120 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
     return best, recalls
 
 
-def evaluate(run_dir: Path, *, device: torch.device) -> dict[str, Any]:
-    """Evaluate a run on its test split and write ``results.json`` and ``results.md`` into its directory; all ranks call it together.
+def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig | None = None) -> dict[str, Any]:
+    """Evaluate a run on its test split; all ranks call it together.
 
-    The baselines are fitted on the same training events and obey the same ``exclude_history``.
+    Writes ``per_user.parquet``, ``results.json`` and ``results.md`` into the run's directory. The baselines are fitted on the same
+    training events and treat the history as the model does.
+
+    Args:
+        run_dir: the run's directory.
+        device: where the model runs.
+        settings: take the place of the run's own evaluation settings.
 
     Returns:
         What ``results.json`` holds: protocol, versions, and per method and metric the mean with a 95 % bootstrap interval.
     """
     config = read_config(run_dir)
+    config = config if settings is None else replace(config, evaluation=settings)
     parts = RunParts.open(config, device)
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
-    model = rank_with_model(parts, trie, "test")
+    rankings = rank_searches(parts, trie, "test", _searches(config.evaluation))
 
     def write_results() -> dict[str, Any]:
-        rankings = {config.name: model} | _rank_baselines(parts.dataset, config.evaluation, config.seed)
-        results = {
-            "run": str(run_dir),
-            "checkpoint": best.path.name,
-            "shortlist_validation_recall": shortlist,
-            "dataset": {"name": config.dataset, "content_hash": parts.dataset.manifest.content_hash},
-            "protocol": {
-                "split": "test",
-                "users": len(model.user_rows),
-                "targets": len(model.targets),
-                "candidates": parts.dataset.manifest.num_items,
-                "exclude_history": config.evaluation.exclude_history,
-                "num_beams": config.evaluation.num_beams,
-                "interval": "95 % percentile bootstrap over users",
-            },
-            "methods": _summaries(rankings, config.evaluation),
-            "config": json.loads(json.dumps(asdict(config), default=str)),
-            "versions": code_version(),
-        }
-        write_text(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
+        chosen = {"run": str(run_dir), "checkpoint": best.path.name, "shortlist_validation_recall": shortlist}
+        results = chosen | _results(run_dir, config, parts.dataset, rankings) | {"versions": code_version()}
         write_text(run_dir / RESULTS_TABLE, results_markdown(results))
+        # last: it names the digest of the values of single users
+        write_text(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")
         return results
 
     return on_first_rank(write_results)
 
 
-def _rank_baselines(dataset: PreparedDataset, config: EvaluationConfig, seed: int) -> dict[str, RankedUsers]:
+def _searches(config: EvaluationConfig) -> list[Search]:
+    """The main search, the other treatment of the history, and the sweep, each once."""
+    main = Search.of(config)
+    others = [Search(config.num_beams, not config.exclude_history)] if config.both_histories else []
+    return list(dict.fromkeys([main, *others, *(Search(beams, config.exclude_history) for beams in config.beam_sweep)]))
+
+
+def _results(run_dir: Path, config: RunConfig, dataset: PreparedDataset, rankings: ModelRankings) -> dict[str, Any]:
+    """Everything in ``results.json`` that follows from the rankings; the values of single users are written on the way."""
+    settings = config.evaluation
+    main = rankings[Search.of(settings)]
+    ranked = next(iter(main.values()))
+    names = _method_names(config.name, list(main))
+    users = EvaluatedUsers.of(ranked, dataset.train_counts(), settings)
+    per_user = _per_user_values(dataset, config, rankings, names)
+    columns = [{"history": history, **column_results(values, users, settings.bootstrap_samples)} for history, values in per_user.items()]
+    return {
+        "dataset": {"name": config.dataset, "content_hash": dataset.manifest.content_hash},
+        "protocol": _protocol(dataset, ranked, settings),
+        "scores": names,
+        "methods": columns[0]["methods"],
+        "slices": columns[0]["slices"],
+        "other_history": columns[1] if settings.both_histories else None,
+        "beam_sweep": [
+            {"num_beams": beams, "methods": sweep_results(rankings[Search(beams, settings.exclude_history)], names, beams, settings)}
+            for beams in settings.beam_sweep
+        ],
+        "per_user": write_per_user(run_dir, users.frame(), per_user),
+        "config": json.loads(json.dumps(asdict(config), default=str)),
+    }
+
+
+def _protocol(dataset: PreparedDataset, ranked: RankedUsers, settings: EvaluationConfig) -> dict[str, Any]:
+    return {
+        "split": "test",
+        "users": len(ranked.user_rows),
+        "targets": len(ranked.targets),
+        "candidates": dataset.manifest.num_items,
+        "history": history_name(settings.exclude_history),
+        "exclude_history": settings.exclude_history,
+        "num_beams": settings.num_beams,
+        "interval": "95 % percentile bootstrap over users",
+    }
+
+
+def _per_user_values(
+    dataset: PreparedDataset, config: RunConfig, rankings: ModelRankings, names: dict[Score, str]
+) -> dict[History, UserValues]:
+    """The values of every user by treatment of the history, the main one first: the model's scores, then the baselines."""
+    settings = config.evaluation
+    treatments = [settings.exclude_history, *([not settings.exclude_history] if settings.both_histories else [])]
+    baselines = _rank_baselines(dataset, settings, treatments, config.seed)
+    found: dict[History, UserValues] = {}
+    for exclude_history in treatments:
+        model = rankings[Search(settings.num_beams, exclude_history)]
+        methods = {names[score]: ranking for score, ranking in model.items()} | baselines[exclude_history]
+        found[history_name(exclude_history)] = {name: ranking.metrics(settings.cutoffs) for name, ranking in methods.items()}
+    return found
+
+
+def _method_names(run: str, scores: list[Score]) -> dict[Score, str]:
+    """The run's name for its main score, the first; with the score in brackets for the others."""
+    return {score: f"{run} ({score})" if place else run for place, score in enumerate(scores)}
+
+
+def _rank_baselines(
+    dataset: PreparedDataset, config: EvaluationConfig, treatments: list[bool], seed: int
+) -> dict[bool, dict[str, RankedUsers]]:
+    """The baselines' rankings by whether items of the own history are left out."""
     num_results, num_items = max(config.cutoffs), dataset.manifest.num_items
     baselines: dict[str, MostPopular | ItemKNN] = {
         "most-popular": MostPopular(iterate_train_items(dataset), num_items),
         "item-kNN": ItemKNN(iterate_train_items(dataset), num_items),
     }
 
-    def ranker(baseline: MostPopular | ItemKNN) -> Ranker:
-        return lambda histories: baseline.rank(
-            histories.seen_items, histories.seen_offsets, num_results, exclude_seen=config.exclude_history
-        )
+    def ranker(baseline: MostPopular | ItemKNN, exclude_seen: bool) -> Ranker:
+        return lambda histories: baseline.rank(histories.seen_items, histories.seen_offsets, num_results, exclude_seen=exclude_seen)
 
-    return {name: rank_with_baseline(dataset, "test", ranker(baseline), num_results, None, seed) for name, baseline in baselines.items()}
-
-
-def _summaries(rankings: dict[str, RankedUsers], config: EvaluationConfig) -> dict[str, dict[str, dict[str, float]]]:
-    """Method -> metric -> mean, low, high, and the paired difference of the first method to this one."""
-    per_user = {name: ranking.metrics(config.cutoffs) for name, ranking in rankings.items()}
-    first = next(iter(per_user.values()))
-    summaries: dict[str, dict[str, dict[str, float]]] = {}
-    for name, scores in per_user.items():
-        summaries[name] = {}
-        for metric, values in scores.items():
-            mean, low, high = bootstrap_interval(values, config.bootstrap_samples, seed=0)
-            summary = {"mean": mean, "low": low, "high": high}
-            if scores is not first:
-                difference, low, high = paired_bootstrap_interval(first[metric], values, config.bootstrap_samples, seed=0)
-                summary |= {"first_minus_this": difference, "difference_low": low, "difference_high": high}
-            summaries[name][metric] = summary
-    return summaries
+    return {
+        exclude_seen: {
+            name: rank_with_baseline(dataset, "test", ranker(baseline, exclude_seen), num_results, None, seed)
+            for name, baseline in baselines.items()
+        }
+        for exclude_seen in treatments
+    }

@@ -1,9 +1,76 @@
-"""The results of an evaluation as a table for the terminal (one method a column) and for Markdown (one method a row)."""
+"""The results of an evaluation as tables for the terminal (one method a column) and for Markdown (one method a row)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
+
+SLICED_METRICS = ("Recall@10", "NDCG@10")
+"""What tables of slices and of beams show, where it was evaluated; else the first metric."""
+SLICE_TITLES = {
+    "history_length": "events before the targets",
+    "rarest_target_events": "training events of the target (of the rarest, if there are several)",
+}
+INTERVAL = "mean (95 % bootstrap interval over users)"
+
+
+def results_tables(results: Mapping[str, Any]) -> Iterator[Table]:
+    """The table of the main figures, that of the other treatment of the history, and the beam sweep, as far as they were evaluated.
+
+    Args:
+        results: as for ``results_table``.
+    """
+    yield results_table(results)
+    if results.get("other_history"):
+        yield results_table(other_column(results))
+    if results.get("beam_sweep"):
+        names, rows = sweep_rows(results)
+        table = Table("beams", *names, title="numbers of beams", caption=INTERVAL)
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def other_column(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The other treatment of the history in the form of results."""
+    other = results["other_history"]
+    return {
+        **results,
+        "methods": other["methods"],
+        "slices": other["slices"],
+        "protocol": {**results["protocol"], "history": other["history"]},
+    }
+
+
+def preferred_metrics(metrics: list[str]) -> list[str]:
+    """Those of ``metrics`` that are shown where there is room for few: ``SLICED_METRICS``, else the first."""
+    return [metric for metric in SLICED_METRICS if metric in metrics] or metrics[:1]
+
+
+def sweep_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns (``method, metric``) and rows of the beam sweep; ``-`` where beams cannot fill a cutoff."""
+    columns = [(method, metric) for method in results["scores"].values() for metric in preferred_metrics(_metrics(results))]
+    rows = [
+        [
+            f"{row['num_beams']:,}",
+            *(_cell(found[metric]) if metric in (found := row["methods"].get(method, {})) else "-" for method, metric in columns),
+        ]
+        for row in results["beam_sweep"]
+    ]
+    return [f"{method}, {metric}" for method, metric in columns], rows
+
+
+def slice_rows(results: Mapping[str, Any], slicing: str, metric: str) -> tuple[list[str], list[list[str]]]:
+    """Columns (``users``, methods) and rows of the slices of one metric; ``-`` where a slice has no user."""
+    rows = [
+        [
+            part["label"],
+            f"{part['users']:,}",
+            *(_cell(part["methods"][method][metric]) if part["users"] else "-" for method in results["methods"]),
+        ]
+        for part in results["slices"][slicing]
+    ]
+    return ["users", *results["methods"]], rows
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -16,7 +83,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     Raises:
         ValueError: if there is no method, or two methods have different metrics.
     """
-    table = Table(title=_caption(results), caption="mean (95 % bootstrap interval over users)")
+    table = Table(title=_caption(results), caption=INTERVAL)
     methods = results["methods"]
     metrics = _metrics(results)
     # metrics are the rows: three methods fit a terminal of 80 columns
@@ -30,7 +97,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """The same table in Markdown, then one line per metric and baseline with the paired difference.
+    """The same tables in Markdown, with one line per metric and baseline for the paired difference, and the slices.
 
     Args:
         results: as for ``results_table``.
@@ -38,12 +105,31 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     Raises:
         ValueError: as ``results_table``.
     """
+    blocks = [_methods_markdown(results)]
+    if results.get("other_history"):
+        blocks.append(_methods_markdown(other_column(results)))
+    if results.get("beam_sweep"):
+        names, rows = sweep_rows(results)
+        blocks.append(markdown_table(["beams", *names], rows))
+    for slicing, title in SLICE_TITLES.items() if results.get("slices") else ():
+        for metric in preferred_metrics(_metrics(results)):
+            names, rows = slice_rows(results, slicing, metric)
+            blocks.append(f"{metric} by {title}\n\n{markdown_table([slicing, *names], rows)}")
+    return "\n".join(blocks)
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _methods_markdown(results: Mapping[str, Any]) -> str:
     metrics = _metrics(results)
-    lines = [f"{_caption(results)}; mean (95 % bootstrap interval over users)", ""]
-    lines += ["| method | " + " | ".join(metrics) + " |", "|---|" + "---:|" * len(metrics)]
+    rows = []
     for method, values in results["methods"].items():
         cells = [f"**{_cell(values[metric])}**" if _is_best(results, method, metric) else _cell(values[metric]) for metric in metrics]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        rows.append([method, *cells])
     first = next(iter(results["methods"]))
     differences = [
         f"- {first} minus {method}, {metric}: {values[metric]['first_minus_this']:+.4f} "
@@ -52,7 +138,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         for metric in metrics
         if "first_minus_this" in values[metric]
     ]
-    return "\n".join(lines + (["", *differences] if differences else [])) + "\n"
+    text = f"{_caption(results)}; {INTERVAL}\n\n{markdown_table(['method', *metrics], rows)}"
+    return text + ("\n" + "\n".join(differences) + "\n" if differences else "")
 
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
@@ -86,4 +173,6 @@ def _caption(results: Mapping[str, Any]) -> str:
         for key in ("split", "users", "candidates")
         if key in protocol
     ]
+    if results.get("other_history"):
+        parts.append(f"own history {protocol['history']}")
     return ", ".join(parts) or "results"

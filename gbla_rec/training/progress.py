@@ -11,11 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from gbla_rec.checkpoint.run_directory import write_text
+from gbla_rec.checkpoint.run_directory import METRICS, write_text
 from gbla_rec.training.metrics_endpoint import MetricsEndpoint
 from gbla_rec.training.step_window import Rates
-
-METRICS = "metrics.jsonl"
 
 
 class RunLog:

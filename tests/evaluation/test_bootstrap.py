@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from gbla_rec.evaluation import bootstrap
-from gbla_rec.evaluation.bootstrap import bootstrap_interval, paired_bootstrap_interval
+from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means, resampled_seed_weights
+
+
+def bootstrap_interval(values, num_samples, seed):
+    return values.mean(), *percentile_interval(resampled_means(values[:, None], num_samples, seed)[:, 0])
 
 
 def test_the_same_seed_gives_the_same_interval():
@@ -29,21 +33,32 @@ def test_blocks_of_draws_change_nothing(monkeypatch):
     assert bootstrap_interval(values, 101, seed=0) == whole
 
 
-def test_pairing_sees_a_small_steady_difference():
+def test_columns_share_their_users_so_that_pairing_sees_a_small_steady_difference():
     hard = np.random.default_rng(0).random(400)
     better = hard + 0.01 + 0.001 * np.random.default_rng(1).standard_normal(400)
-    mean, low, high = paired_bootstrap_interval(better, hard, 500, seed=0)
-    assert 0.009 < low < mean < high < 0.011
+    draws = resampled_means(np.stack([better, hard], axis=1), 500, seed=0)
+    low, high = percentile_interval(draws[:, 0] - draws[:, 1])
+    assert 0.009 < low < high < 0.011
     # unpaired intervals overlap
-    assert bootstrap_interval(better, 500, seed=0)[1] < bootstrap_interval(hard, 500, seed=0)[2]
+    assert percentile_interval(draws[:, 0])[0] < percentile_interval(draws[:, 1])[1]
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_weights_of_seeds_vary_as_the_mean_of_new_seeds_would(num_seeds):
+    values = np.random.default_rng(3).standard_normal(num_seeds)
+    weights = resampled_seed_weights(num_seeds, 100_000, np.random.default_rng(0))
+    assert weights.sum(axis=1) == pytest.approx(1.0)
+    means = weights @ values
+    assert means.mean() == pytest.approx(values.mean(), abs=0.01)
+    assert means.var() == pytest.approx(values.var(ddof=1) / num_seeds, rel=0.03)
 
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="at least one user"):
-        bootstrap_interval(np.zeros(0), 10, seed=0)
+        resampled_means(np.zeros((0, 2)), 10, seed=0)
     with pytest.raises(ValueError, match="user 1"):
-        bootstrap_interval(np.array([0.0, np.nan]), 10, seed=0)
+        resampled_means(np.array([[0.0, 0.0], [0.0, np.nan]]), 10, seed=0)
     with pytest.raises(ValueError, match="num_samples"):
-        bootstrap_interval(np.zeros(3), 0, seed=0)
-    with pytest.raises(ValueError, match="same users"):
-        paired_bootstrap_interval(np.zeros(3), np.zeros(4), 10, seed=0)
+        resampled_means(np.zeros((3, 1)), 0, seed=0)
+    with pytest.raises(ValueError, match="at least 2"):
+        resampled_seed_weights(1, 10, np.random.default_rng(0))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from gbla_rec.config import RunConfig
-from gbla_rec.evaluation.evaluate import RankedUsers, _in_user_order
+from gbla_rec.evaluation.per_user import read_per_user, values_of
+from gbla_rec.evaluation.rank import RankedUsers, _in_user_order
 
 CPU = torch.device("cpu")
 
@@ -21,17 +22,47 @@ def train_run(rank: int, world_size: int, config: RunConfig) -> str:
     return str(train(config, device=CPU))
 
 
-def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+def evaluate_run(rank: int, world_size: int, run_dir: str, **changes: Any) -> dict[str, Any]:
+    from gbla_rec.checkpoint.run_directory import read_config
     from gbla_rec.evaluation.evaluate import evaluate
 
-    return evaluate(Path(run_dir), device=CPU)
+    settings = dataclasses.replace(read_config(Path(run_dir)).evaluation, **changes)
+    return evaluate(Path(run_dir), device=CPU, settings=settings)
+
+
+def evaluate_everything(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+    return evaluate_run(rank, world_size, run_dir, both_histories=True, beam_sweep=(3, 10), history_edges=(20, 40), cold_edges=(5, 9))
+
+
+def evaluate_with_history_removed(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+    return evaluate_run(rank, world_size, run_dir, exclude_history=True)
+
+
+def require_whole(results: dict[str, Any], run_dir: str) -> None:
+    """Slices divide the users, and their weighted means and the file of single users give the means of all."""
+    frame = read_per_user(Path(run_dir), results)
+    assert frame["user_row"].to_list() == list(range(60))
+    for column in (results | {"history": results["protocol"]["history"]}, results["other_history"]):
+        for slices in column["slices"].values():
+            assert sum(part["users"] for part in slices) == 60
+            for method, metrics in column["methods"].items():
+                for metric, summary in metrics.items():
+                    weighted = sum(part["users"] * part["methods"][method][metric]["mean"] for part in slices if part["users"]) / 60
+                    assert weighted == pytest.approx(summary["mean"], abs=1e-12)
+                    assert values_of(frame, column["history"], method)[metric].mean() == pytest.approx(summary["mean"], abs=1e-12)
+    for name, label in (("history_length", "history_slice"), ("rarest_target_events", "cold_slice")):
+        counts = dict(frame.group_by(label).len().iter_rows())
+        assert {part["label"]: part["users"] for part in results["slices"][name] if part["users"]} == counts
+        for part in results["slices"][name]:
+            inside = frame.filter(frame[label] == part["label"])[name]
+            assert all(part["low"] <= value and (part["high"] is None or value <= part["high"]) for value in inside)
 
 
 def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[int, int]:
     """Ranked items that the user had seen: (with exclude_history, without)."""
     from gbla_rec.checkpoint.run_directory import read_config
     from gbla_rec.checkpoint.run_parts import RunParts
-    from gbla_rec.evaluation.evaluate import rank_with_model
+    from gbla_rec.evaluation.rank import rank_with_model
     from gbla_rec.semantic_ids.trie import PrefixTrie
 
     counts = []
@@ -39,7 +70,7 @@ def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[in
         config = read_config(Path(run_dir))
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, exclude_history=exclude))
         parts = RunParts.open(config, CPU)
-        ranked = rank_with_model(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")
+        ranked = rank_with_model(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")["generative"]
         rows = dict(zip(ranked.user_rows.tolist(), ranked.ranked.tolist(), strict=True))
         count = 0
         for histories, _ in parts.evaluation_batches("test", config.evaluation.tokens_per_batch):
@@ -75,13 +106,22 @@ def recommend(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
 @pytest.mark.timeout(300)
 def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles(run_ranks: Any, tiny_run: Any) -> None:
     run_dir = run_ranks(train_run, 2, tiny_run())[0]
-    alone = run_ranks(evaluate_run, 1, run_dir)[0]
-    written = [(Path(run_dir) / "results.json").read_bytes()]
+    removed = run_ranks(evaluate_with_history_removed, 1, run_dir)[0]
+    alone = run_ranks(evaluate_everything, 1, run_dir)[0]
+    files = ("results.json", "results.md", "per_user.parquet")
+    written = [[(Path(run_dir) / name).read_bytes() for name in files]]
     for world_size in (2, 3):
-        (Path(run_dir) / "results.json").unlink()
-        assert run_ranks(evaluate_run, world_size, run_dir) == [alone] * world_size
-        written.append((Path(run_dir) / "results.json").read_bytes())
+        for name in files:
+            (Path(run_dir) / name).unlink()
+        assert run_ranks(evaluate_everything, world_size, run_dir) == [alone] * world_size
+        written.append([(Path(run_dir) / name).read_bytes() for name in files])
     assert written == written[:1] * 3
+    require_whole(alone, run_dir)
+    assert alone["other_history"]["methods"] == removed["methods"] != alone["methods"]
+    assert [row["num_beams"] for row in alone["beam_sweep"]] == [3, 10]
+    assert list(alone["beam_sweep"][0]["methods"]["tiny"]) == ["Recall@2", "NDCG@2"], "3 beams cannot fill 5 places"
+    assert alone["beam_sweep"][1]["methods"] == {"tiny": alone["methods"]["tiny"]}, "the configured number of beams"
+    assert alone["beam_sweep"][0]["methods"]["tiny"]["Recall@2"] != alone["methods"]["tiny"]["Recall@2"]
     assert list(alone["methods"]) == ["tiny", "most-popular", "item-kNN"]
     assert list(alone["methods"]["tiny"]) == ["Recall@2", "Recall@5", "NDCG@2", "NDCG@5"]
     assert "first_minus_this" in alone["methods"]["item-kNN"]["Recall@5"]
@@ -112,9 +152,11 @@ def test_gathered_parts_come_back_in_user_order() -> None:
     def part(users: list[int], targets: list[list[int]], ranked: list[list[int]]) -> RankedUsers:
         flat = [item for row in targets for item in row]
         offsets = np.cumsum([0, *map(len, targets)])
-        return RankedUsers(np.array(users, np.int64), np.array(ranked, np.int64).reshape(-1, 2), np.array(flat, np.int64), offsets)
+        lengths = 100 * np.array(users, np.int64)
+        return RankedUsers(np.array(users, np.int64), np.array(ranked, np.int64).reshape(-1, 2), np.array(flat, np.int64), offsets, lengths)
 
     together = _in_user_order([part([5, 1], [[50, 51], [10]], [[5, 5], [1, 1]]), part([], [], []), part([3], [[]], [[3, 3]])], 2)
-    expected = RankedUsers(np.array([1, 3, 5]), np.array([[1, 1], [3, 3], [5, 5]]), np.array([10, 50, 51]), np.array([0, 1, 1, 3]))
-    for name in ("user_rows", "ranked", "targets", "target_offsets"):
+    rows = np.array([1, 3, 5])
+    expected = RankedUsers(rows, np.array([[1, 1], [3, 3], [5, 5]]), np.array([10, 50, 51]), np.array([0, 1, 1, 3]), 100 * rows)
+    for name in ("user_rows", "ranked", "targets", "target_offsets", "history_lengths"):
         assert np.array_equal(getattr(together, name), getattr(expected, name)), name

@@ -140,23 +140,23 @@ def evaluate_job(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
     run_dir = workspace.latest_run_dir(job["run"], with_checkpoint=True)
     beam_search: list[float] = []
 
-    def timed(rank_with_model: Any) -> Any:
-        def rank_and_time(parts: Any, trie: Any, split: str, num_users: int | None = None) -> Any:
+    def timed(rank_searches: Any) -> Any:
+        def rank_and_time(*arguments: Any) -> Any:
             dist.barrier()
             started = time.perf_counter()
-            ranked = rank_with_model(parts, trie, split, num_users)
+            ranked = rank_searches(*arguments)
             beam_search.append(time.perf_counter() - started)
             return ranked
 
         return rank_and_time
 
     started = time.perf_counter()
-    with replaced(evaluation, "rank_with_model", timed):
+    with replaced(evaluation, "rank_searches", timed):
         evaluation.evaluate(run_dir, device=device)
     return {
         "results": (run_dir / "results.json").read_text(),
         "seconds": time.perf_counter() - started,
-        # the last call; those before chose the checkpoint, and warmed up
+        # of the test users; the choice of the checkpoint came before, and warmed up
         "beam_search_seconds": beam_search[-1],
     }
 

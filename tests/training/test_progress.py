@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from gbla_rec.training.progress import METRICS, RunLog
+from gbla_rec.checkpoint.run_directory import METRICS
+from gbla_rec.training.progress import RunLog
 from gbla_rec.training.step_window import Rates
 
 

@@ -1,0 +1,73 @@
+"""``gbla-rec compare``: paired differences of evaluated runs, with intervals over users and over seeds; needs no model and no GPU."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from gbla_apps import command_line
+from gbla_rec import workspace
+from gbla_rec.checkpoint.run_directory import write_text
+from gbla_rec.evaluation.compare import compare
+from gbla_rec.evaluation.comparison_table import comparison_table, comparisons_markdown
+from gbla_rec.evaluation.run_group import RunGroup
+
+DESCRIPTION = (
+    "Compare evaluated runs by the same users. RUN is a run directory, or a name of runs in the workspace (* stands for any part), which "
+    "takes the newest evaluated run of each seed. The first RUN is compared with each other one; --a and --b make two groups of several."
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, compare, print and write."""
+    options = parser().parse_args(arguments)
+    first, *others = groups(options)
+    methods = {"first_method": options.score or options.a_score, "second_method": options.score or options.b_score}
+    comparisons = [compare(first, other, **methods, history=options.history, num_samples=options.samples) for other in others]
+    console = Console()
+    for comparison in comparisons:
+        console.print(comparison_table(comparison))
+    output = options.output or workspace.root() / "comparisons" / "_vs_".join(plain(group.name) for group in (first, *others))
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "comparison.md", comparisons_markdown(comparisons))
+    write_text(output / "comparison.json", json.dumps(comparisons, indent=2) + "\n")
+    print(f"written to {output / 'comparison.md'} and comparison.json beside it")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(prog="gbla-rec compare", description=DESCRIPTION)
+    options.add_argument("runs", nargs="*", metavar="RUN", help="two or more, each a group of its own")
+    options.add_argument("--a", nargs="+", default=[], metavar="RUN", help="runs of the first group")
+    options.add_argument("--b", nargs="+", default=[], metavar="RUN", help="runs of the second group")
+    options.add_argument("--score", metavar="NAME", help="generative, item, joint or a baseline's name (default: each run's main score)")
+    options.add_argument("--a-score", metavar="NAME", help="the score of the first group")
+    options.add_argument("--b-score", metavar="NAME", help="the score of the other groups")
+    options.add_argument("--history", choices=("kept", "removed"), help="treatment of the own history (default: that of the first run)")
+    options.add_argument("--samples", type=int, default=2_000, metavar="N", help="resampled sets of users (default: 2000)")
+    options.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default: comparisons/ in the workspace)")
+    return options
+
+
+def groups(options: argparse.Namespace) -> list[RunGroup]:
+    """The groups that the options name, two at least."""
+    if bool(options.a) != bool(options.b) or bool(options.runs) == bool(options.a):
+        raise ValueError("give two or more RUN, or --a RUN [RUN ...] and --b RUN [RUN ...], not both and not half of it")
+    if options.a:
+        return [RunGroup.find(options.a), RunGroup.find(options.b)]
+    if len(options.runs) < 2:
+        raise ValueError(f"RUN must be given at least twice, got {options.runs}; --a and --b take several runs each")
+    return [RunGroup.find([run]) for run in options.runs]
+
+
+def plain(name: str) -> str:
+    """A part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+if __name__ == "__main__":
+    command_line.run(main, sys.argv[1:])

@@ -1,0 +1,150 @@
+"""Rankings of the users of a split: by a model's beam search, sharded over ranks, or by a baseline."""
+
+# U users, R results per user, S targets of all users (docs/shapes.md)
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from gbla_rec.checkpoint.run_parts import RunParts
+from gbla_rec.config import EvaluationConfig
+from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.evaluation_batches import evaluation_batches
+from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
+from gbla_rec.models.decoder import DecoderMemory
+from gbla_rec.retrieval.generate import generate_items
+from gbla_rec.semantic_ids.trie import PrefixTrie
+
+Score = Literal["generative", "item", "joint"]
+"""What a model ranks items by; the first one of a result is the model's main score."""
+Int64Array = NDArray[np.int64]
+Ranker = Callable[[HistoryBatch], Int64Array]
+"""Histories of ``U`` users -> items ``(U, R)``, best first, -1 where fewer exist."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a model's ranking is made: the beams of each level, and whether items of the own history are left out (exactly)."""
+
+    num_beams: int
+    exclude_history: bool
+
+    @classmethod
+    def of(cls, config: EvaluationConfig) -> "Search":
+        """The search whose figures are the main ones, and by which checkpoints are chosen."""
+        return cls(config.num_beams, config.exclude_history)
+
+
+@dataclass(frozen=True)
+class RankedUsers:
+    """Rankings ``(U, R)`` (-1 where fewer exist) and jagged targets of users in the dataset's order.
+
+    ``history_lengths`` ``(U,)`` counts the events before the targets, also those that are too old to be read.
+    """
+
+    user_rows: Int64Array
+    ranked: Int64Array
+    targets: Int64Array
+    target_offsets: Int64Array
+    history_lengths: Int64Array
+
+    def metrics(self, cutoffs: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
+        """Per-user ``Recall@k`` and ``NDCG@k``, ``(U,)`` each."""
+        scores = {f"Recall@{k}": recall_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
+        return scores | {f"NDCG@{k}": ndcg_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
+
+
+def rank_with_model(
+    parts: RunParts, trie: PrefixTrie, split: Literal["validation", "test"], num_users: int | None = None
+) -> dict[Score, RankedUsers]:
+    """Rank every user of ``split`` by the search of the config; all ranks call it together and all get the whole result."""
+    search = Search.of(parts.config.evaluation)
+    return rank_searches(parts, trie, split, [search], num_users)[search]
+
+
+def rank_searches(
+    parts: RunParts, trie: PrefixTrie, split: Literal["validation", "test"], searches: Sequence[Search], num_users: int | None = None
+) -> dict[Search, dict[Score, RankedUsers]]:
+    """As ``rank_with_model`` for several searches; each history is encoded once.
+
+    Args:
+        parts: the run, with trained weights.
+        trie: the catalogue.
+        split: whose targets are ranked for.
+        searches: distinct ones.
+        num_users: a fixed random sample of users instead of all.
+
+    Returns:
+        For each search, for each score of the model, every user in the dataset's order.
+    """
+    config = parts.config.evaluation
+    num_results = max(config.cutoffs)
+    parts.model.eval()
+    found: dict[tuple[Search, Score], list[RankedUsers]] = {}
+    for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users):
+        # every rank encodes, empty batch or not: the sharded tables need all ranks
+        with parts.autocast():
+            memory = parts.retriever.encode(batch)
+            if len(histories.user_rows) == 0:
+                continue
+            for search in searches:
+                for score, items in _rank_batch(parts, trie, histories, memory, search, num_results).items():
+                    found.setdefault((search, score), []).append(_ranked(histories, items))
+    gathered: list[dict[tuple[Search, Score], list[RankedUsers]]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, found)
+    # a rank without users knows no scores
+    scores = next(list(dict.fromkeys(score for _, score in rank)) for rank in gathered if rank)
+    return {
+        search: {
+            score: _in_user_order([part for rank in gathered for part in rank.get((search, score), [])], num_results) for score in scores
+        }
+        for search in searches
+    }
+
+
+def _rank_batch(
+    parts: RunParts, trie: PrefixTrie, histories: HistoryBatch, memory: DecoderMemory, search: Search, num_results: int
+) -> dict[Score, Int64Array]:
+    """Items ``(U, R)`` of one batch by each score of the model."""
+    result = generate_items(
+        parts.retriever,
+        memory,
+        trie,
+        num_beams=search.num_beams,
+        num_results=num_results,
+        denied_items=torch.from_numpy(histories.seen_items).to(parts.device) if search.exclude_history else None,
+        denied_offsets=torch.from_numpy(histories.seen_offsets).to(parts.device) if search.exclude_history else None,
+    )
+    return {"generative": result.items.cpu().numpy()}
+
+
+def rank_with_baseline(
+    dataset: PreparedDataset, split: Literal["validation", "test"], ranker: Ranker, num_results: int, num_users: int | None, seed: int
+) -> RankedUsers:
+    """Rank every user of ``split`` with ``ranker``, which sees the user's whole history before the targets."""
+    batches = evaluation_batches(dataset, split, tokens_per_batch=1_000_000, max_history_length=1, num_users=num_users, seed=seed)
+    return _in_user_order([_ranked(histories, ranker(histories)) for histories in batches], num_results)
+
+
+def _ranked(histories: HistoryBatch, ranked: Int64Array) -> RankedUsers:
+    # without the histories: the parts travel to every rank
+    return RankedUsers(histories.user_rows, ranked, histories.targets, histories.target_offsets, np.diff(histories.seen_offsets))
+
+
+def _in_user_order(parts: list[RankedUsers], num_results: int) -> RankedUsers:
+    """One table of all parts, users in the dataset's order."""
+    user_rows = np.concatenate([np.zeros(0, np.int64), *(part.user_rows for part in parts)])
+    ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(part.ranked for part in parts)])
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part.history_lengths for part in parts)])
+    targets = [row for part in parts if len(part.user_rows) for row in np.split(part.targets, part.target_offsets[1:-1])]
+    order = np.argsort(user_rows, kind="stable")
+    ordered_targets = [targets[i] for i in order]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered_targets])]).astype(np.int64)
+    flat = np.concatenate([np.zeros(0, np.int64), *ordered_targets])
+    return RankedUsers(user_rows[order], ranked[order], flat, offsets, lengths[order])

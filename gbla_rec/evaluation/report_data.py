@@ -1,0 +1,180 @@
+"""What a report is made from: runs sorted into groups of seeds and datasets, their values averaged over seeds."""
+
+# U users (docs/shapes.md)
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gbla_rec.checkpoint.run_directory import METRICS
+from gbla_rec.evaluation.compare import require_same_users
+from gbla_rec.evaluation.per_user import History, values_of
+from gbla_rec.evaluation.report_plots import Estimate, TrainingCurve
+from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, differing_settings, find_runs
+from gbla_rec.evaluation.slices import slices_at
+from gbla_rec.evaluation.summaries import UserValues, summarise, summarise_slices
+
+HISTORIES: tuple[History, ...] = ("kept", "removed")
+NUM_SAMPLES = 2_000
+
+
+@dataclass(frozen=True, eq=False)
+class SlicedEstimates:
+    """Labels and numbers of users of the slices that have users; by method, by metric, one estimate a slice."""
+
+    labels: list[str]
+    users: list[int]
+    methods: dict[str, dict[str, list[Estimate]]]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetRuns:
+    """Groups that were evaluated on one dataset, split and set of users; ``frames`` has the values of single users by run."""
+
+    groups: tuple[RunGroup, ...]
+    frames: Mapping[Path, pl.DataFrame]
+
+    @classmethod
+    def of(cls, groups: Sequence[RunGroup]) -> "DatasetRuns":
+        """Read the values of single users.
+
+        Raises:
+            ValueError: if two runs have different users; names them.
+        """
+        frames = {run.run_dir: run.per_user() for group in groups for run in group.runs}
+        require_same_users({str(run_dir): frame for run_dir, frame in frames.items()})
+        return cls(tuple(groups), frames)
+
+    @property
+    def first(self) -> EvaluatedRun:
+        """The first run, whose slices and baselines stand for all."""
+        return self.groups[0].runs[0]
+
+    @property
+    def histories(self) -> list[History]:
+        """Treatments of the own history that the first run was evaluated with, its main one first."""
+        main: History = self.first.results["protocol"]["history"]
+        return [main, *(other for other in HISTORIES if other != main and self.first.results["other_history"])]
+
+    def estimates(self, history: History) -> dict[str, dict[str, Estimate]]:
+        """Method -> metric -> estimate: every score of every group evaluated so, then the baselines."""
+        per_seed = self._per_seed(history)
+        summaries = summarise(_over_seeds(per_seed), NUM_SAMPLES)
+        return {
+            method: {metric: _estimate(summary, per_seed[method][metric].mean(axis=0).tolist()) for metric, summary in metrics.items()}
+            for method, metrics in summaries.items()
+        }
+
+    def sliced(self, slicing: str, history: History) -> SlicedEstimates:
+        """Estimates by ``history_length`` or ``rarest_target_events``, in the slices of the first run."""
+        edges = [part["low"] for part in self.first.results["slices"][slicing][1:]]
+        slices = slices_at(self.frames[self.first.run_dir][slicing].to_numpy(), edges)
+        parts = [part for part in summarise_slices(_over_seeds(self._per_seed(history)), slices, NUM_SAMPLES) if part["users"]]
+        return SlicedEstimates(
+            labels=[part["label"] for part in parts],
+            users=[part["users"] for part in parts],
+            methods={
+                method: {metric: [_estimate(part["methods"][method][metric], []) for part in parts] for metric in metrics}
+                for method, metrics in parts[0]["methods"].items()
+            },
+        )
+
+    def _per_seed(self, history: History) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Method -> metric -> ``(U, S)``."""
+        found = {}
+        for group in self.groups:
+            for place, score in enumerate(group.runs[0].results["scores"]):
+                runs = [values_of(self.frames[run.run_dir], history, run.results["scores"][score]) for run in group.runs]
+                # a run that was not evaluated so has no values
+                if all(runs):
+                    found[f"{group.name} ({score})" if place else group.name] = _stacked(runs)
+        for method in self.first.results["methods"]:
+            if method not in self.first.results["scores"].values():
+                found[method] = _stacked([values_of(self.frames[self.first.run_dir], history, method)])
+        return found
+
+
+def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
+    """Find runs (see ``find_runs``) and sort them: those that differ in the seed only are a group, groups of one dataset stand together.
+
+    Runs of several names are one group too, unless a seed comes twice among them: then each name is a group.
+
+    Raises:
+        FileNotFoundError: if a specification finds no evaluated run.
+        ValueError: if a seed comes twice under one name; names the runs.
+    """
+    found = {path.resolve(): path for specification in specifications for path in find_runs(specification)}
+    alike: list[list[EvaluatedRun]] = []
+    for run in (EvaluatedRun.open(path) for path in found.values()):
+        same = next((runs for runs in alike if _is_alike(runs[0], run)), None)
+        if same is None:
+            alike.append([run])
+        else:
+            same.append(run)
+    names: set[str] = set()
+    by_data: dict[tuple[str, str], list[RunGroup]] = {}
+    for runs in (part for runs in alike for part in _by_name_if_seeds_repeat(runs)):
+        group = RunGroup.of(runs)
+        group = RunGroup(_unused_name(group.name, names), group.runs)
+        names.add(group.name)
+        by_data.setdefault(_data(runs[0]), []).append(group)
+    return [DatasetRuns.of(groups) for groups in by_data.values()]
+
+
+def _data(run: EvaluatedRun) -> tuple[str, str]:
+    return run.results["dataset"]["content_hash"], run.results["protocol"]["split"]
+
+
+def _is_alike(first: EvaluatedRun, second: EvaluatedRun) -> bool:
+    return _data(first) == _data(second) and not differing_settings(first.results["config"], second.results["config"])
+
+
+def _by_name_if_seeds_repeat(runs: list[EvaluatedRun]) -> list[list[EvaluatedRun]]:
+    if len({run.seed for run in runs}) == len(runs):
+        return [runs]
+    by_name: dict[str, list[EvaluatedRun]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    return list(by_name.values())
+
+
+def training_curve(run: EvaluatedRun) -> TrainingCurve:
+    """What ``metrics.jsonl`` of a run says; empty if there is none."""
+    path = run.run_dir / METRICS
+    loss, validation = [], []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            # the line that a kill cut short
+            continue
+        if entry["kind"] == "train":
+            loss.append((int(entry["step"]), float(entry["loss"])))
+        elif entry["kind"] == "validation":
+            validation.append((int(entry["step"]), float(entry["nll"])))
+    return TrainingCurve(loss, validation)
+
+
+def _unused_name(name: str, used: set[str]) -> str:
+    number = 2
+    unused = name
+    while unused in used:
+        unused, number = f"{name} #{number}", number + 1
+    return unused
+
+
+def _stacked(runs: list[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
+    return {metric: np.stack([run[metric] for run in runs], axis=1) for metric in runs[0] if all(metric in run for run in runs)}
+
+
+def _over_seeds(per_seed: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> UserValues:
+    return {method: {metric: values.mean(axis=1) for metric, values in metrics.items()} for method, metrics in per_seed.items()}
+
+
+def _estimate(summary: Mapping[str, float], seeds: Sequence[float]) -> Estimate:
+    return Estimate(summary["mean"], summary["low"], summary["high"], tuple(seeds) if len(seeds) > 1 else ())

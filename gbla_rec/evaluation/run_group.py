@@ -1,0 +1,142 @@
+"""Evaluated runs that differ in nothing but the seed, found by directory or by name."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from gbla_rec import workspace
+from gbla_rec.checkpoint.run_directory import RESULTS
+from gbla_rec.evaluation.per_user import read_per_user
+
+FREE_FIELDS = frozenset(
+    {
+        "seed",
+        "name",
+        *(f"evaluation.{name}" for name in ("both_histories", "beam_sweep", "history_edges", "cold_edges", "bootstrap_samples")),
+    }
+)
+"""Fields of a config in which the runs of a group may differ: none changes what a run learns or how its main figures are made."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedRun:
+    """A run directory and its ``results.json``."""
+
+    run_dir: Path
+    results: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, run_dir: Path) -> "EvaluatedRun":
+        """Read the results of a run.
+
+        Raises:
+            FileNotFoundError: if it was not evaluated.
+            ValueError: if they are damaged, or older than the values of single users.
+        """
+        path = run_dir / RESULTS
+        if not path.is_file():
+            raise FileNotFoundError(f"{run_dir} has no {RESULTS}; evaluate it first: gbla-rec evaluate --run-dir {run_dir}")
+        try:
+            results = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); evaluate again: gbla-rec evaluate --run-dir {run_dir}") from error
+        if "per_user" not in results:
+            raise ValueError(f"{path} was written by an older version; evaluate again: gbla-rec evaluate --run-dir {run_dir}")
+        return cls(run_dir, results)
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+        return int(self.results["config"]["seed"])
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.results["config"]["name"])
+
+    def per_user(self) -> pl.DataFrame:
+        """The values of single users, see ``read_per_user``."""
+        return read_per_user(self.run_dir, self.results)
+
+
+@dataclass(frozen=True, eq=False)
+class RunGroup:
+    """Runs of one model with distinct seeds, in the order of the seeds."""
+
+    name: str
+    runs: tuple[EvaluatedRun, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[EvaluatedRun], name: str | None = None) -> "RunGroup":
+        """Group ``runs``, called ``name`` or like the run of the lowest seed.
+
+        Raises:
+            ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields.
+        """
+        if not runs:
+            raise ValueError("a group must have at least one run, got none")
+        ordered = sorted(runs, key=lambda run: (run.seed, run.name, str(run.run_dir)))
+        first = ordered[0]
+        for earlier, run in itertools.pairwise(ordered):
+            if run.seed == earlier.seed:
+                raise ValueError(f"runs of a group must have distinct seeds, {earlier.run_dir} and {run.run_dir} both have {run.seed}")
+            differing = differing_settings(first.results["config"], run.results["config"])
+            if differing:
+                raise ValueError(
+                    f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {', '.join(differing)}"
+                )
+        return cls(name or first.name, tuple(ordered))
+
+    @classmethod
+    def find(cls, specifications: Sequence[str | Path], name: str | None = None) -> "RunGroup":
+        """Group the runs that ``specifications`` name, each a run directory or a name; see ``find_runs``."""
+        found = {run_dir.resolve(): run_dir for specification in specifications for run_dir in find_runs(specification)}
+        return cls.of([EvaluatedRun.open(run_dir) for run_dir in found.values()], name)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config of the first run."""
+        return self.runs[0].results["config"]  # type: ignore[no-any-return]
+
+
+def find_runs(specification: str | Path) -> list[Path]:
+    """The run directory itself, or of all evaluated runs of a name the newest one of each seed.
+
+    Args:
+        specification: a directory, or the name of runs in the workspace; ``*`` stands for any part of a name.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(specification)
+    if (path / "config.json").is_file():
+        return [path]
+    if path.is_absolute() or len(path.parts) != 1:
+        raise FileNotFoundError(f"{path} is not a run directory: it has no config.json")
+    newest: dict[tuple[str, int], Path] = {}
+    # directories of one name are called by the time of their start
+    for found in sorted(workspace.runs_dir(path.name).parent.glob(f"{path.name}/*/{RESULTS}")):
+        run = EvaluatedRun.open(found.parent)
+        newest[run.name, run.seed] = found.parent
+    if not newest:
+        raise FileNotFoundError(
+            f"no evaluated run called {path.name!r} in {workspace.root() / 'runs'}; evaluate one: gbla-rec evaluate --name {path.name}"
+        )
+    return list(newest.values())
+
+
+def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of what two saved configs differ in, ``FREE_FIELDS`` aside; a setting that one lacks differs."""
+    names = []
+    for key in dict.fromkeys([*first, *second]):
+        left, right = first.get(key), second.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            names += differing_settings(left, right, f"{prefix}{key}.")
+        elif (key not in first or key not in second or left != right) and prefix + key not in FREE_FIELDS:
+            names.append(prefix + key)
+    return names

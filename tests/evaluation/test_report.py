@@ -1,0 +1,96 @@
+"""A report about one run, several seeds, patterns and datasets: every figure, table and number is there, in both forms."""
+
+import base64
+import json
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gbla_rec.evaluation.report import report
+from gbla_rec.evaluation.report_page import Figure
+
+NUM_USERS = 90
+
+
+def values(mean: float, seed: int) -> np.ndarray:
+    return mean + 0.1 * np.random.default_rng(seed).standard_normal(NUM_USERS)
+
+
+def log(run_dir: Path, *losses: float) -> None:
+    lines = [json.dumps({"step": 10 * step, "kind": "train", "loss": loss}) for step, loss in enumerate(losses)]
+    lines.append(json.dumps({"step": 20, "kind": "validation", "nll": 4.5, "num_targets": 7}))
+    # a kill cuts the last line short
+    (run_dir / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 30, "ki']))
+
+
+def images_of(html: str) -> list[str]:
+    found = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)"', html)
+    return [base64.b64decode(image).decode() for image in found]
+
+
+def test_one_run_makes_a_page_whose_html_needs_no_other_file(evaluated_runs: Any, tmp_path: Path) -> None:
+    run_dir = evaluated_runs.write("solo", 3, values(0.4, 0))
+    page = report([run_dir])
+    markdown, html = page.write(tmp_path / "out")
+    text, shown = markdown.read_text(), html.read_text()
+    assert f"{values(0.4, 0).mean():.4f} (" in text and f"{values(0.4, 0).mean():.4f} (" in shown
+    assert "| item-kNN | 1 | 0.2500 (0.2500-0.2500) |" in text
+    assert not re.findall(r'(?:src|href)="(?!data:)', shown)
+    figures = [block for block in page.blocks if isinstance(block, Figure)]
+    assert images_of(shown) == [figure.svg for figure in figures]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        ["report.html", "report.md", *(f"{figure.name}.svg" for figure in figures)]
+    )
+    for figure in figures:
+        ET.fromstring(figure.svg)
+        assert f"({figure.name}.svg)" in text
+    assert "training" not in {figure.name for figure in figures}, "there is no log"
+    assert "Paired differences" not in text, "there is nothing to compare with"
+
+
+def test_seeds_patterns_histories_beams_and_logs_all_show(evaluated_runs: Any, tmp_path: Path) -> None:
+    sweep = [{"num_beams": 20, "methods": {"hybrid": {"Recall@10": {"mean": 0.123, "low": 0.1, "high": 0.15}}}}]
+    for seed in range(3):
+        log(evaluated_runs.write("hybrid", seed, values(0.5, seed), both_histories=True, beam_sweep=sweep), 9.0, 5.0, 4.6)
+        log(evaluated_runs.write("full", seed, values(0.3, seed), both_histories=True, pattern="SSS"), 9.0, 6.0, 5.6)
+    page = report(["hybrid", "full"])
+    text = page.markdown()
+    means = [values(0.5, seed).mean() for seed in range(3)]
+    cell = f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f} ("
+    assert f"| hybrid | 3 | {cell}" in text
+    assert f"| hybrid | 3 | {np.mean(means) + 0.1:.4f} ± " in text, "the column with the history removed"
+    difference = np.mean(means) - np.mean([values(0.3, seed).mean() for seed in range(3)])
+    assert re.search(rf"\| full \| {np.mean(means):.4f} ± .* \| \{difference:+.4f} \|", text)
+    assert "| 20 | 0.1230 (0.1000-0.1500) | - |" in text
+    for wanted in ("| 0-9 | 30 |", "| 20+ | 40 |", "| 1+ | 87 |", "SGG x 2, bidirectional", "runs/full/1-2", "0" * 40):
+        assert wanted in text, wanted
+    figures = {block.name: block.svg for block in page.blocks if isinstance(block, Figure)}
+    assert {"recall_at_10_kept", "ndcg_at_10_removed", "recall_at_10_by_history_length", "recall_at_10_by_pattern", "training"} <= set(
+        figures
+    )
+    for name in ("recall_at_10_by_pattern", "training", "recall_at_10_by_history_length"):
+        assert "hybrid" in figures[name] and "full" in figures[name], name
+    assert "SSS x 2" in figures["recall_at_10_by_pattern"]
+
+
+def test_datasets_stand_apart_and_unlike_runs_of_one_name_too(evaluated_runs: Any) -> None:
+    evaluated_runs.write("films", 0, values(0.5, 0))
+    evaluated_runs.write("films", 1, values(0.5, 1), pattern="SSS")
+    evaluated_runs.write("books", 0, values(0.4, 0), dataset="books", content_hash="xyz")
+    page = report(["films", "books"])
+    text = page.markdown()
+    assert "## films, test" in text and "## books, test" in text and "| films #2 | 1 |" in text
+    names = [block.name for block in page.blocks if isinstance(block, Figure)]
+    assert len(names) == len(set(names)) and {"0_films_recall_at_10_kept", "1_books_recall_at_10_kept"} <= set(names)
+
+
+def test_without_matplotlib_the_error_says_how_to_install_it(evaluated_runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = evaluated_runs.write("solo", 0, values(0.4, 0))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gbla-rec\[report\]'"):
+        report([run_dir])
