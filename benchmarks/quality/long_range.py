@@ -65,7 +65,9 @@ def training_options(name: str) -> tuple[str, ...]:
     return (
         *semantic_ids,
         *("--semantic-ids.num-levels", "1", "--semantic-ids.codebook-width", "128"),
-        *("--model.embedding.rows-per-table", "1024", "--model.embedding.dim", "32", *context),
+        *("--model.embedding.rows-per-table", "1024", "--model.embedding.dim", "32", "--model.embedding.num-hashes", "1", *context),
+        # an item and a key are all that an event is
+        *("--model.embedding.semantic-code-dim", "0"),
         *("--model.encoder.model-dim", "64", "--model.encoder.num-heads", "2", "--model.encoder.ffn-dim", "128"),
         *("--model.encoder.dropout", "0.0", "--model.decoder.dropout", "0.0", "--model.decoder.num-heads", "2"),
         # one stratum of cuts for each target; ties in time move the cut to the target

@@ -50,7 +50,7 @@ class PlantedRecall:
     distance: int
     binding: Binding = "event"
     num_pairs: int = 4
-    num_keys: int = 8
+    num_keys: int = 4
     num_values: int = 16
     num_noise: int = 64
     query_length: int = 4

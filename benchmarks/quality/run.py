@@ -11,10 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.quality.attempts import longest_seconds
-from benchmarks.quality.run_job import EVALUATE, LEAST_EVALUATION_SECONDS, RunJob, make_job, open_dataset_hash
+from benchmarks.quality.run_job import RunJob, table_jobs
 from benchmarks.quality.scheduler import Outcome, Scheduler, State
-from benchmarks.quality.tables import CONFIGURATIONS, TABLES
+from benchmarks.quality.tables import TABLES
 from gbla_rec import workspace
 
 ALL_DONE, SOME_FAILED, MORE_TO_DO = 0, 1, 3
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     own, extra = split_arguments(arguments)
     options = _parser().parse_args(own)
     try:
-        jobs = table_jobs(options.table, options.dataset, options.recipe, options.only, options.seeds, extra)
+        jobs = chosen_jobs(options, extra)
         scheduler = Scheduler(
             jobs,
             num_parallel=options.jobs,
@@ -47,18 +46,28 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks.quality.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=sorted(TABLES), help="; ".join(f"{name}: {table.text}" for name, table in TABLES.items()))
-    parser.add_argument("--dataset", required=True, help="a prepared and tokenized dataset of the workspace")
-    parser.add_argument("--recipe", help="default: the table's, else the one named as the dataset")
+    add_table_options(parser)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--minutes", type=float, default=9.0, help="end within so many minutes (default 9)")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds before the end at which trainings save (default 30)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations of the table")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the table")
     parser.add_argument("--gpus", nargs="+", metavar="INDEX", help="spread the processes over these GPUs (default: the first)")
     return parser
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which runs: ``chosen_jobs`` reads them."""
+    parser.add_argument("table", choices=sorted(TABLES), help="; ".join(f"{name}: {table.text}" for name, table in TABLES.items()))
+    parser.add_argument("--dataset", required=True, help="a prepared and tokenized dataset of the workspace")
+    parser.add_argument("--recipe", help="default: the table's, else the one named as the dataset")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations of the table")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the table")
+
+
+def chosen_jobs(options: argparse.Namespace, extra: tuple[str, ...]) -> list[RunJob]:
+    """The jobs that the options of ``add_table_options`` name; errors as ``table_jobs``."""
+    return table_jobs(TABLES[options.table], options.dataset, recipe=options.recipe, only=options.only, seeds=options.seeds, extra=extra)
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -67,54 +76,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...
     return list(arguments[:place]), tuple(arguments[place + 1 :])
 
 
-def table_jobs(
-    table: str, dataset: str, recipe: str | None, only: Sequence[str] | None, seeds: Sequence[int] | None, extra: tuple[str, ...]
-) -> list[RunJob]:
-    """The jobs of a table, all rows with the first seed before any with the second.
-
-    Raises:
-        ValueError: if ``only`` names a configuration that the table lacks, or options do not fit the recipe.
-        FileNotFoundError: if the dataset is not in the workspace.
-    """
-    known = TABLES[table]
-    unknown = sorted(set(only or ()) - set(known.configurations))
-    if unknown:
-        raise ValueError(
-            f"--only must name configurations of table {table!r}, which has {', '.join(known.configurations)}; got {', '.join(unknown)}"
-        )
-    dataset_hash = open_dataset_hash(dataset)
-    jobs: list[RunJob] = []
-
-    def evaluation_seconds(job: RunJob) -> float:
-        # an evaluation cannot be resumed: it needs the time of the longest one, and some more
-        seen = longest_seconds((other.directory for other in jobs), EVALUATE)
-        return LEAST_EVALUATION_SECONDS if seen is None else 1.5 * seen
-
-    for seed in seeds or known.seeds:
-        for name in known.configurations:
-            if not only or name in only:
-                chosen = recipe or known.recipe or dataset
-                jobs.append(
-                    make_job(
-                        dataset,
-                        chosen,
-                        CONFIGURATIONS[name],
-                        seed,
-                        extra=extra,
-                        dataset_hash=dataset_hash,
-                        evaluation_seconds=evaluation_seconds,
-                    )
-                )
-    return jobs
-
-
 def process_environments(
     base: "os._Environ[str] | dict[str, str]", num_parallel: int, gpus: Sequence[str] | None
 ) -> Iterator[dict[str, str]]:
     """One environment per GPU: each process is a launcher's rank of no group, and the processes share the cores."""
     environment = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)}
     cores = len(os.sched_getaffinity(0))
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(max(1, cores // num_parallel)))
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(max(1, cores // max(1, num_parallel))))
     if gpus is None:
         yield environment
     for gpu in gpus or ():

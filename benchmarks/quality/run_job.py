@@ -1,13 +1,15 @@
 """One training of a table: which command comes next, told from what its run directory holds."""
 
+import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.quality.attempts import longest_seconds
 from benchmarks.quality.scheduler import Stage
-from benchmarks.quality.tables import Configuration
+from benchmarks.quality.tables import CONFIGURATIONS, Configuration, Table
 from gbla_apps.run_config_options import parse_run_config
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, readable_checkpoints
@@ -33,13 +35,15 @@ class RunJob:
         options: of ``gbla_apps.train``.
         dataset_hash: content hash of the prepared dataset.
         evaluation_seconds: time that an evaluation needs.
+        beam_sweep: numbers of beams that the evaluation must have beside the configured one.
     """
 
     configuration: Configuration
     config: RunConfig
     options: tuple[str, ...]
     dataset_hash: str
-    evaluation_seconds: Callable[["RunJob"], float] = lambda job: LEAST_EVALUATION_SECONDS
+    evaluation_seconds: Callable[[], float] = lambda: LEAST_EVALUATION_SECONDS
+    beam_sweep: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,10 +57,16 @@ class RunJob:
 
     @property
     def results(self) -> Path | None:
-        """``results.json`` of this very config and dataset; None before it is evaluated."""
+        """``results.json`` of this very config and dataset, with the sweep; None before it is evaluated."""
         run_dir = self.run_dir()
         path = None if run_dir is None else run_dir / RESULTS
-        return path if path is not None and path.exists() else None
+        if path is None or not path.exists():
+            return None
+        if self.beam_sweep:
+            swept = {row["num_beams"] for row in json.loads(path.read_text()).get("beam_sweep", ())}
+            if not swept.issuperset(self.beam_sweep):
+                return None
+        return path
 
     def run_dir(self) -> Path | None:
         """The newest run of this name, if it has this config and dataset."""
@@ -82,13 +92,14 @@ class RunJob:
         run_dir = self.run_dir()
         if run_dir is None:
             return self._train(is_new=True)
-        if (run_dir / RESULTS).exists():
+        if self.results is not None:
             return None
         steps = [checkpoint.progress.step for checkpoint in readable_checkpoints(run_dir)]
         if not steps or steps[-1] < self.config.training.num_steps:
             return self._train(is_new=False)
-        command = (sys.executable, "-m", "gbla_apps.evaluate", "--run-dir", str(run_dir))
-        return Stage(name=EVALUATE, command=command, needed_seconds=self.evaluation_seconds(self), urgency=2)
+        sweep = ("--num-beams", *map(str, self.beam_sweep)) if self.beam_sweep else ()
+        command = (sys.executable, "-m", "gbla_apps.evaluate", "--run-dir", str(run_dir), *sweep)
+        return Stage(name=EVALUATE, command=command, needed_seconds=self.evaluation_seconds(), urgency=2)
 
     def _train(self, *, is_new: bool) -> Stage:
         resume = () if is_new else ("--resume",)
@@ -99,12 +110,6 @@ class RunJob:
 def run_name(dataset: str, configuration: str, seed: int) -> str:
     """Without the table: tables share the runs of a configuration."""
     return f"{dataset}.{configuration}.seed{seed}"
-
-
-def run_options(dataset: str, recipe: str, configuration: Configuration, seed: int, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The options of ``gbla_apps.train``; later ones win."""
-    named = ("--recipe", recipe, "--name", run_name(dataset, configuration.name, seed), "--dataset", dataset, "--seed", str(seed))
-    return (*named, *configuration.options, *extra)
 
 
 def open_dataset_hash(dataset: str) -> str:
@@ -122,28 +127,61 @@ def open_dataset_hash(dataset: str) -> str:
     return content_hash
 
 
-def make_job(
+def table_jobs(
+    table: Table,
     dataset: str,
-    recipe: str,
-    configuration: Configuration,
-    seed: int,
     *,
-    extra: tuple[str, ...],
-    dataset_hash: str,
-    evaluation_seconds: Callable[[RunJob], float],
-) -> RunJob:
-    """Resolve the config of one run.
+    recipe: str | None = None,
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    extra: tuple[str, ...] = (),
+) -> list[RunJob]:
+    """The jobs of a table, all rows with the first seed before any with the second.
+
+    Args:
+        table: the rows.
+        dataset: a prepared and tokenized dataset of the workspace.
+        recipe: None: the table's own, else the one that is named as the dataset.
+        only: names of rows; None for all.
+        seeds: None: those of the table.
+        extra: further options of every training.
 
     Raises:
-        ValueError: if the options do not fit the recipe; what is wrong with them was printed.
+        ValueError: if ``only`` names a configuration that the table lacks, or options do not fit the recipe.
+        FileNotFoundError: if the dataset is not in the workspace.
     """
-    options = run_options(dataset, recipe, configuration, seed, extra)
+    unknown = sorted(set(only or ()) - set(table.configurations))
+    if unknown:
+        raise ValueError(f"--only must name configurations of the table, {', '.join(table.configurations)}; got {', '.join(unknown)}")
+    dataset_hash = open_dataset_hash(dataset)
+    chosen = recipe or table.recipe or dataset
+    jobs: list[RunJob] = []
+
+    def evaluation_seconds() -> float:
+        # an evaluation cannot be resumed: it needs the time of the longest one, and some more
+        seen = longest_seconds((other.directory for other in jobs), EVALUATE)
+        return LEAST_EVALUATION_SECONDS if seen is None else 1.5 * seen
+
+    for seed, name in itertools.product(seeds or table.seeds, table.configurations):
+        if not only or name in only:
+            configuration = CONFIGURATIONS[name]
+            named = ("--recipe", chosen, "--name", run_name(dataset, name, seed), "--dataset", dataset, "--seed", str(seed))
+            options = (*named, *table.dataset_options(dataset), *configuration.options, *extra)
+            jobs.append(
+                RunJob(
+                    configuration=configuration,
+                    config=_resolved(configuration, options),
+                    options=options,
+                    dataset_hash=dataset_hash,
+                    evaluation_seconds=evaluation_seconds,
+                    beam_sweep=table.beam_sweep,
+                )
+            )
+    return jobs
+
+
+def _resolved(configuration: Configuration, options: tuple[str, ...]) -> RunConfig:
     try:
-        config = parse_run_config("train", "", options)
+        return parse_run_config("train", "", options)
     except SystemExit as error:
-        raise ValueError(
-            f"configuration {configuration.name!r} must fit recipe {recipe!r}, its options are: {' '.join(options)}"
-        ) from error
-    return RunJob(
-        configuration=configuration, config=config, options=options, dataset_hash=dataset_hash, evaluation_seconds=evaluation_seconds
-    )
+        raise ValueError(f"configuration {configuration.name!r} must fit its recipe; its options are: {' '.join(options)}") from error

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from benchmarks.quality.attempts import Attempt, add_attempt
+from benchmarks.quality.attempts import Attempt, add_attempt, machine
 
 INTERRUPTED_STATUSES = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Of a process that SIGTERM ended: before its handler was there, and after it saved."""
@@ -239,7 +239,7 @@ class Scheduler:
         running.lock.close()
         seconds = time.monotonic() - running.started
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        add_attempt(job.directory, Attempt(stage.name, ended, seconds, running.share_seconds, status, running.was_stopped))
+        add_attempt(job.directory, Attempt(stage.name, ended, seconds, running.share_seconds, status, running.was_stopped, machine()))
         if status == 0:
             self.report(f"{job.name}: {stage.name} done in {seconds:.0f} s")
             self._queue(job, stage)

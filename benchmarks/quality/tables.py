@@ -1,6 +1,9 @@
 """The tables of experiments, as data: named configurations, each a list of options on top of a dataset's recipe."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.quality import long_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +28,20 @@ class Table:
     Attributes:
         configurations: names of rows.
         reference: the row that others are compared with.
-        seeds: of each row.
         text: what the table shows.
+        seeds: of each row.
+        recipe: of its datasets; None: the recipe that is named as the dataset.
+        dataset_options: options of training for a dataset, between those of the recipe and of the configuration.
+        beam_sweep: numbers of beams to evaluate with, beside the configured one.
     """
 
     configurations: tuple[str, ...]
     reference: str
     text: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    recipe: str | None = field(default=None)
-    """Recipe of its datasets; None: the dataset's own name."""
+    recipe: str | None = None
+    dataset_options: Callable[[str], tuple[str, ...]] = lambda dataset: ()
+    beam_sweep: tuple[int, ...] = ()
 
 
 def _encoder(pattern: str, *others: str) -> tuple[str, ...]:
@@ -47,6 +54,7 @@ NO_OUTPUT_GATE = ("--model.encoder.output-gate", "False")
 CAUSAL = ("--model.encoder.direction", "causal")
 # events on each side of a token: the library's 256 would see a whole Amazon history, and be S
 SHORT_WINDOW = ("--model.encoder.window", "4")
+LONG_WINDOW = ("--model.encoder.window", "256")
 SASREC = ("--model.objective", "item", *_encoder("SS"), *CAUSAL, "--model.item-head.every-position", "True")
 WITH_IDS = ("--model.embedding.id-dropout", "0.0")
 IDS_ONLY = (*WITH_IDS, "--model.embedding.semantic-code-dim", "0", "--model.embedding.item-features", "False")
@@ -66,6 +74,12 @@ _ROWS = (
     ("sggs-causal", "causal hybrid SGGS", (*_encoder("SGGS"), *CAUSAL)),
     ("wggw", "windowed hybrid WGGW, 4 events on each side", (*_encoder("WGGW"), *SHORT_WINDOW)),
     ("wgg", "windowed hybrid WGG, 4 events on each side", (*_encoder("WGG"), *SHORT_WINDOW)),
+    ("sss", "softmax attention SSS", _encoder("SSS")),
+    ("ggg", "GBLA GGG", _encoder("GGG")),
+    ("ggg-no-key", "GBLA without key gate", (*_encoder("GGG"), *NO_KEY_GATE)),
+    ("ggg-linear", "linear attention GGG", (*_encoder("GGG"), *NO_CONV, *NO_KEY_GATE, *NO_OUTPUT_GATE)),
+    ("www-256", "windowed softmax attention WWW, 256 events on each side", (*_encoder("WWW"), *LONG_WINDOW)),
+    ("wgg-256", "windowed hybrid WGG, 256 events on each side", (*_encoder("WGG"), *LONG_WINDOW)),
     (
         "sasrec-ce",
         "SASRec, cross-entropy over all items; ids and the same features",
@@ -94,5 +108,18 @@ TABLES = {
         configurations=("sasrec-ce", "sasrec-ce-ids", "sasrec-bce", "tiger", "sggs"),
         reference="sasrec-ce",
         text="Baselines in the same harness; item-kNN and most-popular are part of every evaluation.",
+    ),
+    "beams": Table(
+        configurations=("sggs", "ssss"),
+        reference="ssss",
+        text="The runs of the core table, tested with other numbers of beams.",
+        beam_sweep=(10, 20, 50, 100, 200, 500),
+    ),
+    "long_range": Table(
+        configurations=("sss", "ggg", "ggg-no-key", "ggg-linear", "www-256", "sgg", "wgg-256"),
+        reference="sss",
+        text="A target decided by one event 100, 1,000 or 10,000 steps back (benchmarks/quality/planted_recall.py).",
+        recipe=long_range.RECIPE,
+        dataset_options=long_range.training_options,
     ),
 }
