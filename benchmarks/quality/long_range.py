@@ -21,13 +21,15 @@ from gbla_rec import workspace
 RECIPE = "own_data"
 TASKS = {
     "long_range_30": PlantedRecall(distance=30),
-    "long_range_100": PlantedRecall(distance=100, num_train=16_384),
-    "long_range_1000": PlantedRecall(distance=1_000, num_train=8_192),
-    "long_range_10000": PlantedRecall(distance=10_000, num_train=4_096, num_test=1_024),
+    "long_range_100": PlantedRecall(distance=100),
+    "long_range_1000": PlantedRecall(distance=1_000, num_train=16_384),
+    "long_range_10000": PlantedRecall(distance=10_000, num_train=8_192, num_test=1_024),
     "long_range_order_30": PlantedRecall(distance=30, binding="order"),
-    "long_range_order_100": PlantedRecall(distance=100, binding="order", num_train=16_384),
+    "long_range_order_100": PlantedRecall(distance=100, binding="order"),
 }
 """By the name of the dataset."""
+TOKENS_PER_BATCH = {30: 4_096, 100: 32_768, 1_000: 131_072, 10_000: 262_144}
+"""By distance: 64 histories or more, and 26 of the longest."""
 EMBEDDING_DIM = 32
 LOGS = "event_logs"
 EMBEDDINGS = "item_embeddings.parquet"
@@ -65,7 +67,7 @@ def training_options(name: str) -> tuple[str, ...]:
     return (
         *semantic_ids,
         *("--semantic-ids.num-levels", "1", "--semantic-ids.codebook-width", "128"),
-        *("--model.embedding.rows-per-table", "1024", "--model.embedding.dim", "32", "--model.embedding.num-hashes", "1", *context),
+        *("--model.embedding.rows-per-table", "65536", "--model.embedding.dim", "32", "--model.embedding.num-hashes", "1", *context),
         # an item and a key are all that an event is
         *("--model.embedding.semantic-code-dim", "0"),
         *("--model.encoder.model-dim", "64", "--model.encoder.num-heads", "2", "--model.encoder.ffn-dim", "128"),
@@ -73,9 +75,9 @@ def training_options(name: str) -> tuple[str, ...]:
         # one stratum of cuts for each target; ties in time move the cut to the target
         *("--stream.min-history-length", str(task.first_target), "--stream.max-history-length", str(task.training_length)),
         *("--stream.targets-per-cut", "1", "--stream.max-cuts-per-history", str(task.num_queries)),
-        *("--stream.tokens-per-batch", str(max(16 * task.training_length, 8_192))),
-        *("--optimizer.learning-rate", "3e-3", "--optimizer.warmup-steps", "100"),
-        *("--training.num-steps", "2000", "--training.validate-every", "250", "--training.save-every", "500"),
+        *("--stream.tokens-per-batch", str(TOKENS_PER_BATCH[task.distance])),
+        *("--optimizer.learning-rate", "5e-3", "--optimizer.warmup-steps", "100"),
+        *("--training.num-steps", "1500", "--training.validate-every", "250", "--training.save-every", "250"),
         *("--evaluation.cutoffs", "1", "4", "--evaluation.num-beams", "16", "--evaluation.exclude-history", "False"),
     )
 

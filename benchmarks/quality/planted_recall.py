@@ -52,10 +52,10 @@ class PlantedRecall:
     num_pairs: int = 4
     num_keys: int = 4
     num_values: int = 16
-    num_noise: int = 64
-    query_length: int = 4
-    num_queries: int = 8
-    num_train: int = 4_096
+    num_noise: int = 32
+    query_length: int = 8
+    num_queries: int = 1
+    num_train: int = 32_768
     num_validation: int = 512
     num_test: int = 2_048
     seed: int = 0

@@ -66,7 +66,7 @@ def test_popularity_and_a_bag_of_items_only_guess(binding):
 
 
 def test_queries_of_a_training_history_are_independent():
-    task, histories = draw("train")
+    task, histories = draw("train", num_queries=8)
     step = 1 + task.query_length
     targets = histories.items[:, task.first_target :: step][:, : task.num_queries]
     same = (targets[:, 1:] == targets[:, :-1]).mean()

@@ -82,7 +82,7 @@ def test_no_more_processes_run_than_asked_for_and_each_has_its_environment(tmp_p
 
 def test_a_training_is_asked_to_save_before_the_time_is_over_and_goes_on_in_the_next_call(tmp_path):
     # as the trainer: SIGTERM saves, and the exit status is 143
-    training = "trap 'touch saved; exit 143' TERM; test -e saved && touch train.done && exit 0; while true; do sleep 0.05; done"
+    training = "trap 'sleep 0.5; touch saved; exit 143' TERM; test -e saved && touch train.done && exit 0; while true; do sleep 0.05; done"
     job = ShellJob("job", tmp_path / "job", training)
     started = time.monotonic()
     outcome, _ = run([job], seconds=5.0, grace_seconds=4.0)
