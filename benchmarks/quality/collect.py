@@ -63,13 +63,20 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(own)
     try:
         jobs = chosen_jobs(options, extra)
-        command = f"python -m benchmarks.quality.run {shlex.join(arguments)}"
-        path = write_table(options.table, options.dataset, jobs, command, options.output)
+        path = write_table(options.table, options.dataset, jobs, _run_command(own, extra), options.output)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"written to {path} and {path.with_suffix('.json').name} beside it")
     return 0
+
+
+def _run_command(own: Sequence[str], extra: Sequence[str]) -> str:
+    """The command that makes the runs."""
+    output = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    output.add_argument("--output")
+    _, rest = output.parse_known_args(own)
+    return shlex.join(["python", "-m", "benchmarks.quality.run", *rest, *(["--", *extra] if extra else [])])
 
 
 def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, directory: Path) -> Path:

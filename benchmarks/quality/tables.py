@@ -58,9 +58,17 @@ LONG_WINDOW = ("--model.encoder.window", "256")
 SASREC = ("--model.objective", "item", *_encoder("SS"), *CAUSAL, "--model.item-head.every-position", "True")
 WITH_IDS = ("--model.embedding.id-dropout", "0.0")
 IDS_ONLY = (*WITH_IDS, "--model.embedding.semantic-code-dim", "0", "--model.embedding.item-features", "False")
+ALL_ITEMS = ("--model.item-head.loss", "softmax", "--model.item-head.num-sampled", "0")
+# as published (arXiv 1808.09781)
+ONE_NEGATIVE = (
+    *("--model.item-head.loss", "bce", "--model.item-head.num-sampled", "1"),
+    *("--model.item-head.label-smoothing", "0.0"),
+)
 TIGER = (
     *("--model.objective", "generative", *_encoder("SSSS"), "--model.embedding.tokens", "codes", "--model.decoder.num-layers", "4"),
-    *("--model.embedding.id-dropout", "1.0", "--model.embedding.item-features", "False"),
+    # codes are all that it reads
+    *("--model.embedding.item-features", "False", "--model.embedding.id-dropout", "0.0"),
+    *("--model.embedding.event-dropout", "0.0", "--model.embedding.token-dropout", "0.0"),
 )
 
 _ROWS = (
@@ -83,10 +91,10 @@ _ROWS = (
     (
         "sasrec-ce",
         "SASRec, cross-entropy over all items; ids and the same features",
-        (*SASREC, *WITH_IDS, "--model.item-head.loss", "softmax"),
+        (*SASREC, *WITH_IDS, *ALL_ITEMS),
     ),
-    ("sasrec-ce-ids", "SASRec, cross-entropy over all items; ids alone", (*SASREC, *IDS_ONLY, "--model.item-head.loss", "softmax")),
-    ("sasrec-bce", "SASRec, binary cross-entropy; ids alone", (*SASREC, *IDS_ONLY, "--model.item-head.loss", "bce")),
+    ("sasrec-ce-ids", "SASRec, cross-entropy over all items; ids alone", (*SASREC, *IDS_ONLY, *ALL_ITEMS)),
+    ("sasrec-bce", "SASRec, binary cross-entropy; ids alone", (*SASREC, *IDS_ONLY, *ONE_NEGATIVE)),
     ("tiger", "TIGER-style: code tokens, decoder of 4 layers", TIGER),
 )
 
