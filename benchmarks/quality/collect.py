@@ -1,0 +1,225 @@
+"""Writes the report of a table from its finished runs: ``python -m benchmarks.quality.collect TABLE --dataset D``.
+
+``benchmarks/results/quality_<table>_<dataset>.md`` and ``.json``: means over seeds with the spread of the seeds and the interval over
+users, the paired differences to the table's reference row, and what each row cost. Give it the options that the runs were made with.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.attempts import attempts
+from benchmarks.quality.run import add_table_options, chosen_jobs, split_arguments
+from benchmarks.quality.run_job import EVALUATE, TRAIN, RunJob
+from benchmarks.quality.tables import TABLES, Table
+from benchmarks.report import RESULTS, write_report
+from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means
+from gbla_rec.evaluation.compare import METHOD, compare
+from gbla_rec.evaluation.per_user import values_of
+from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
+
+NUM_SAMPLES = 2_000
+SHOWN_CUTOFF = 10
+"""Differences are shown at this cutoff, or at the largest one below it."""
+NOTES = (
+    "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams, items of the own history {history}. Test at the "
+    "checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
+    "the seed-averaged metric over users). Differences are to `{reference}`, by the same score where it has it. {method} "
+    "Baselines without seeds are those of one run. Runs of commit {commits}, on {machines}.{unfinished}"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The finished runs of one configuration."""
+
+    jobs: tuple[RunJob, ...]
+    group: RunGroup
+
+    @property
+    def name(self) -> str:
+        """The configuration's."""
+        return self.jobs[0].configuration.name
+
+    @property
+    def scores(self) -> Mapping[str, str]:
+        """Score -> name of the method in ``results.json`` of the first run, the main score first."""
+        return self.group.runs[0].results["scores"]  # type: ignore[no-any-return]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, collect, write; returns the exit status."""
+    own, extra = split_arguments(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.collect", description=__doc__)
+    add_table_options(parser)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the report (default benchmarks/results)")
+    options = parser.parse_args(own)
+    try:
+        jobs = chosen_jobs(options, extra)
+        path = write_table(options.table, options.dataset, jobs, _run_command(own, extra), options.output)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written to {path} and {path.with_suffix('.json').name} beside it")
+    return 0
+
+
+def _run_command(own: Sequence[str], extra: Sequence[str]) -> str:
+    """The command that makes the runs."""
+    output = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    output.add_argument("--output")
+    _, rest = output.parse_known_args(own)
+    return shlex.join(["python", "-m", "benchmarks.quality.run", *rest, *(["--", *extra] if extra else [])])
+
+
+def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, directory: Path) -> Path:
+    """Write the report of the finished ``jobs`` into ``directory``; returns the Markdown file.
+
+    Raises:
+        ValueError: if no job is finished, or none of the reference row.
+    """
+    rows = finished_rows(jobs)
+    by_name = {row.name: row for row in rows}
+    reference = by_name.get(TABLES[table].reference)
+    if reference is None:
+        raise ValueError(
+            f"the reference row {TABLES[table].reference!r} must have a finished run; finished are {sorted(by_name) or 'none'}"
+        )
+    figures = [figure for row in rows for figure in row_figures(row, reference)] + list(baseline_figures(reference))
+    tables = {"Cost": [cost(row) for row in rows], "All figures": figures}
+    sweep = [line for row in rows for line in sweep_figures(row)]
+    if sweep:
+        tables = {"Beams": sweep, **tables}
+    notes = _notes(TABLES[table], dataset, jobs, rows, reference)
+    return write_report(f"quality_{table}_{dataset}", _shown(figures), command, notes, tables=tables, directory=directory)
+
+
+def finished_rows(jobs: Sequence[RunJob]) -> list[Row]:
+    """One row per configuration with a finished run, in the order of the jobs."""
+    by_name: dict[str, list[RunJob]] = {}
+    for job in jobs:
+        if job.results is not None:
+            by_name.setdefault(job.configuration.name, []).append(job)
+    return [Row(tuple(found), RunGroup.of([_opened(job) for job in found], name)) for name, found in by_name.items()]
+
+
+def _opened(job: RunJob) -> EvaluatedRun:
+    path = job.results
+    assert path is not None
+    return EvaluatedRun.open(path.parent)
+
+
+def row_figures(row: Row, reference: Row) -> Iterator[dict[str, Any]]:
+    """One line per score and metric: mean, spread of seeds, interval over users, and the paired difference to ``reference``."""
+    for score in row.scores:
+        is_reference = row is reference and score == next(iter(reference.scores))
+        other = score if score in reference.scores and row is not reference else None
+        found = compare(row.group, reference.group, first_method=score, second_method=other, num_samples=NUM_SAMPLES)["metrics"]
+        intervals = user_intervals(row.group, score)
+        for metric, values in found.items():
+            low, high = intervals[metric]
+            line = {
+                "configuration": row.name,
+                "what": row.jobs[0].configuration.text,
+                "score": score,
+                "seeds": len(row.group.runs),
+                "metric": metric,
+                "mean": values["first"],
+                "seed sd": values["first_seed_sd"],
+                "low": low,
+                "high": high,
+            }
+            if not is_reference:
+                line |= {"difference": values["difference"], "difference low": values["low"], "difference high": values["high"]}
+                line |= {"with seeds low": values["seeds_low"], "with seeds high": values["seeds_high"]}
+            yield line
+
+
+def user_intervals(group: RunGroup, score: str) -> dict[str, tuple[float, float]]:
+    """Metric -> 95 % bootstrap interval over users of its mean over seeds."""
+    by_run = [values_of(run.per_user(), run.results["protocol"]["history"], run.results["scores"][score]) for run in group.runs]
+    averaged = {metric: np.mean([values[metric] for values in by_run], axis=0) for metric in by_run[0]}
+    draws = resampled_means(np.stack(list(averaged.values()), axis=1), NUM_SAMPLES, 0)
+    return {metric: percentile_interval(draws[:, place]) for place, metric in enumerate(averaged)}
+
+
+def baseline_figures(reference: Row) -> Iterator[dict[str, Any]]:
+    """One line per metric of each method of the reference's first run that is no score of a model."""
+    results = reference.group.runs[0].results
+    for method, metrics in results["methods"].items():
+        if method not in results["scores"].values():
+            for metric, values in metrics.items():
+                line = {"configuration": method, "what": "baseline of every evaluation", "score": "", "seeds": "", "metric": metric}
+                yield line | {"mean": values["mean"], "seed sd": None, "low": values["low"], "high": values["high"]}
+
+
+def sweep_figures(row: Row) -> Iterator[dict[str, Any]]:
+    """One line per number of beams and score: means over seeds."""
+    swept = [run.results["beam_sweep"] for run in row.group.runs]
+    for same_beams in zip(*swept, strict=True):
+        for score, first_name in row.scores.items():
+            names = [run.results["scores"][score] for run in row.group.runs]
+            found = [beams["methods"].get(name) for beams, name in zip(same_beams, names, strict=True)]
+            if None not in found:
+                means = {metric: mean(methods[metric]["mean"] for methods in found) for metric in same_beams[0]["methods"][first_name]}
+                yield {"configuration": row.name, "score": score, "beams": same_beams[0]["num_beams"], "seeds": len(swept), **means}
+
+
+def cost(row: Row) -> dict[str, Any]:
+    """Seconds per run, mean over seeds: of the processes, and their share of the machine among those that ran beside them."""
+    spent = []
+    for job, run in zip(row.jobs, row.group.runs, strict=True):
+        # attempts at an earlier config of this name do not count
+        of_run = [attempt for attempt in attempts(job.directory) if attempt.ended_after(run.run_dir.name)]
+        spent.append({stage: [attempt for attempt in of_run if attempt.stage == stage] for stage in (TRAIN, EVALUATE)})
+    cells: dict[str, Any] = {"configuration": row.name, "steps": row.jobs[0].config.training.num_steps}
+    for stage in (TRAIN, EVALUATE):
+        for label, attribute in (("s", "seconds"), ("share of the machine (s)", "share_seconds")):
+            cells[f"{stage} {label}"] = round(mean(sum(getattr(one, attribute) for one in run[stage]) for run in spent), 1)
+    return cells
+
+
+def _shown(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One readable line per configuration and score, from the lines per metric."""
+    cutoffs = sorted({int(figure["metric"].partition("@")[2]) for figure in figures})
+    shown_cutoff = max([cutoff for cutoff in cutoffs if cutoff <= SHOWN_CUTOFF], default=cutoffs[0])
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for figure in figures:
+        key = (figure["configuration"], figure["score"])
+        line = lines.setdefault(key, {name: figure[name] for name in ("configuration", "what", "score", "seeds")})
+        spread = "" if figure["seed sd"] is None else f" ± {figure['seed sd']:.4f}"
+        line[figure["metric"]] = f"{figure['mean']:.4f}{spread} ({figure['low']:.4f} to {figure['high']:.4f})"
+        if figure["metric"].endswith(f"@{shown_cutoff}") and "difference" in figure:
+            interval = f"{figure['difference low']:+.4f} to {figure['difference high']:+.4f}"
+            line[f"difference of {figure['metric']} (over users)"] = f"{figure['difference']:+.4f} ({interval})"
+    return list(lines.values())
+
+
+def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Row], reference: Row) -> str:
+    protocol = reference.group.runs[0].results["protocol"]
+    unfinished = [job.name for job in jobs if job.results is None]
+    machines = {attempt.machine for row in rows for job in row.jobs for attempt in attempts(job.directory)}
+    return NOTES.format(
+        text=table.text,
+        dataset=dataset,
+        users=protocol["users"],
+        candidates=protocol["candidates"],
+        beams=protocol["num_beams"],
+        history=protocol["history"],
+        reference=reference.name,
+        method=METHOD,
+        commits=", ".join(sorted({str(run.results["versions"]["commit"])[:12] for row in rows for run in row.group.runs})),
+        machines="; ".join(sorted(machines)) or "an unknown machine",
+        unfinished=f" **Unfinished: {', '.join(unfinished)}.**" if unfinished else "",
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
