@@ -83,13 +83,14 @@ def main() -> None:
 
 
 def settings_of(encoders: list[str], weights: list[float], balances: list[float]) -> Iterator[Setting]:
-    """Each embedding with the nearest and with distinct codes; the capacities with each encoder at weight 1."""
-    embeddings = [(encoder, weight) for encoder in encoders for weight in (None, *weights)]
-    for encoder, weight in [*embeddings, (None, None)]:
+    """Each embedding with the nearest codes and with the first capacity; with the other ones for the first encoder at weight 1."""
+    for encoder, weight in [*((encoder, weight) for encoder in encoders for weight in (None, *weights)), (None, None)]:
         yield Setting(encoder, weight, None, False)
-        yield Setting(encoder, weight, None, True)
-        if encoder is None or weight in (None, 1.0):
+        if (encoder, weight) == (encoders[0], 1.0):
+            yield Setting(encoder, weight, None, True)
             yield from (Setting(encoder, weight, balance, True) for balance in balances)
+        elif balances:
+            yield Setting(encoder, weight, balances[0], True)
 
 
 class Measured:
