@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--balance", type=float, nargs="*", default=[2.0, 1.0], help="capacities, in even shares")
     parser.add_argument("--text-columns", nargs="*", default=[], help="text columns to read; default: all")
     parser.add_argument("--cache", type=Path, required=True, help="directory for embeddings and finished rows")
+    parser.add_argument("--name", default="semantic_ids", help="name of the report")
     parser.add_argument("--directory", type=Path, default=RESULTS, help="where the report goes")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
@@ -79,17 +80,20 @@ def main() -> None:
         measured = Measured(dataset, columns, arguments.cache)
         for setting in settings_of(arguments.encoders, arguments.weights, arguments.balance):
             rows.append({"dataset": name, **measured.row(setting)})
-    print(write_report("semantic_ids", rows, "python " + shlex.join(sys.argv), NOTES, directory=arguments.directory))
+    columns_read = f"Text columns: {', '.join(arguments.text_columns) or 'all'}."
+    command = "python " + shlex.join(sys.argv)
+    print(write_report(arguments.name, rows, command, f"{NOTES} {columns_read}", directory=arguments.directory))
 
 
 def settings_of(encoders: list[str], weights: list[float], balances: list[float]) -> Iterator[Setting]:
-    """Each embedding with the nearest and with distinct codes; the capacities with each encoder at weight 1."""
-    embeddings = [(encoder, weight) for encoder in encoders for weight in (None, *weights)]
-    for encoder, weight in [*embeddings, (None, None)]:
+    """Each embedding with the nearest codes and with the first capacity; with the other ones for the first encoder at weight 1."""
+    for encoder, weight in [*((encoder, weight) for encoder in encoders for weight in (None, *weights)), (None, None)]:
         yield Setting(encoder, weight, None, False)
-        yield Setting(encoder, weight, None, True)
-        if encoder is None or weight in (None, 1.0):
+        if (encoder, weight) == (encoders[0], 1.0):
+            yield Setting(encoder, weight, None, True)
             yield from (Setting(encoder, weight, balance, True) for balance in balances)
+        elif balances:
+            yield Setting(encoder, weight, balances[0], True)
 
 
 class Measured:

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
 
 BLOCK = 65_536
 MAX_REFINEMENTS = 10
@@ -83,8 +84,8 @@ def balanced_centroids(vectors: NDArray[np.float32], centroids: NDArray[np.float
     codes = assign_with_capacity(vectors, centroids, capacity)
     for _ in range(MAX_REFINEMENTS):
         counts = np.bincount(codes, minlength=len(centroids))
-        sums = np.zeros(centroids.shape)
-        np.add.at(sums, codes, vectors)
+        members = csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(centroids), len(codes)))
+        sums = members @ vectors.astype(np.float64)
         centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids).astype(np.float32)
         before, codes = codes, assign_with_capacity(vectors, centroids, capacity)
         if np.array_equal(before, codes):

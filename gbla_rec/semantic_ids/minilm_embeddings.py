@@ -5,6 +5,7 @@ sentence-transformers.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,11 @@ class MiniLmEmbedder:
     @classmethod
     def fit(cls, dataset: PreparedDataset, dim: int, seed: int, columns: tuple[str, ...] = ()) -> "MiniLmEmbedder":
         """Learn the directions; ``ModuleNotFoundError`` if the extra is not installed, errors as ``item_texts``."""
-        return cls(columns, fit_directions(_sentence_vectors(item_texts(dataset, columns)), dim, seed))
+        return cls(columns, fit_directions(_sentence_vectors(tuple(item_texts(dataset, columns))), dim, seed))
 
     def embed(self, dataset: PreparedDataset) -> NDArray[np.float32]:
         """See ``ItemEmbedder``."""
-        return project(_sentence_vectors(item_texts(dataset, self.columns)), self.directions)
+        return project(_sentence_vectors(tuple(item_texts(dataset, self.columns))), self.directions)
 
     def save(self, directory: Path) -> dict[str, Any]:
         """See ``ItemEmbedder``."""
@@ -76,14 +77,16 @@ def published_model() -> Path:
     return model
 
 
-def _sentence_vectors(texts: list[str]) -> NDArray[np.float32]:
-    """``(n, 384)`` fp32 of length 1; zero for an empty text, which the model itself would give a vector."""
+# fit and embed read the same texts one after the other, and a catalogue takes minutes
+@lru_cache(maxsize=1)
+def _sentence_vectors(texts: tuple[str, ...]) -> NDArray[np.float32]:
+    """``(n, 384)`` fp32 of length 1, not to be written to; zero for an empty text, which the model itself would give a vector."""
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(_needs("sentence-transformers")) from error
     model = SentenceTransformer(str(published_model()), device="cpu", local_files_only=True)
-    vectors = np.asarray(model.encode(texts, show_progress_bar=False), dtype=np.float32)
+    vectors = np.asarray(model.encode(list(texts), show_progress_bar=False), dtype=np.float32)
     vectors[[not text for text in texts]] = 0
     return normalize_rows(vectors)
 

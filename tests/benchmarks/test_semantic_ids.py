@@ -17,7 +17,7 @@ from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.prepare import prepare
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-HISTORIES = {1: [10, 11, 12, 13], 2: [13, 10], 3: [11, 12, 10, 13, 11], 4: [12]}
+HISTORIES = {0: [12], 1: [10, 11, 12, 13], 2: [13, 10], 3: [11, 12, 10, 13, 11], 4: [12]}
 
 
 @pytest.fixture
@@ -69,8 +69,9 @@ def test_shares_and_information_are_those_of_a_slow_count(transitions_module):
     joint, left, right = Counter(zip(group[before], group[after], strict=True)), Counter(group[before]), Counter(group[after])
     plug_in = sum(n / 4000 * np.log2(n * 4000 / (left[a] * right[b])) for (a, b), n in joint.items())
     assert transitions_module.mutual_information(pairs, group) == pytest.approx(plug_in, abs=0.01)
-    shuffled = transitions_module.Transitions(before, rng.permutation(after))
-    assert abs(transitions_module.mutual_information(shuffled, group)) < 0.01
+    # few pairs of many groups: independent items seem to share about 11^2 / (2 n ln 2) = 0.29 bits, which must be taken off
+    few = transitions_module.Transitions(rng.integers(0, 12, 300), rng.integers(0, 12, 300))
+    assert abs(transitions_module.mutual_information(few, np.arange(12))) < 0.1
 
 
 def test_bits_are_those_of_a_proper_distribution_that_context_sharpens(transitions_module):
@@ -103,9 +104,14 @@ def test_the_benchmark_measures_a_dataset_and_keeps_its_rows(tmp_path, monkeypat
     for _ in range(2):
         runpy.run_path(str(BENCHMARKS / "semantic_ids.py"), run_name="__main__")
         texts.append(json.loads((tmp_path / "results" / "semantic_ids.json").read_text())["rows"])
-    assert texts[0] == texts[1] and [row["assignment"] for row in texts[0][:3]] == ["nearest", "distinct", "balance 1"]
+    assert texts[0] == texts[1]
+    assert [row["assignment"] for row in texts[0]] == [
+        *["nearest", "balance 1"],
+        *["nearest", "distinct", "balance 1"],
+        *["nearest", "balance 1"],
+    ]
     assert {row["embedding"] for row in texts[0]} == {"tfidf", "tfidf + behaviour", "behaviour"}
     # 30 items fit 256 centroids: nothing is left over, and items of one vector collide only where they may
     assert {row["left over"] for row in texts[0] if row["assignment"] == "nearest"} == {"0.0%"}
-    assert {row["collisions"] for row in texts[0] if row["assignment"] == "distinct" and row["embedding"] == "behaviour"} == {"0.0%"}
+    assert {row["collisions"] for row in texts[0] if row["assignment"] == "distinct"} == {"0.0%"}
     assert capsys.readouterr().out.count("'embedding'") == len(texts[0])

@@ -53,7 +53,7 @@ def test_all_text_columns_are_read_and_separators_part_words(make_dataset: MakeD
 @pytest.mark.parametrize(
     "changes",
     [
-        {"text_encoder": "tfidf", "text_columns": ("kinds", "title")},
+        {"text_encoder": "tfidf", "text_columns": ("kinds",)},
         {"text_encoder": "wordllama", "text_columns": ("kinds",)},
         {"text_encoder": "minilm", "text_columns": ("kinds",)},
         {"embedding": "behaviour"},
@@ -165,10 +165,10 @@ def test_only_the_named_text_columns_are_read_in_their_order(make_dataset: MakeD
     assert [text.split() for text in item_texts(dataset, ("kinds", "title"))] == [["crime", "heat"], ["alien"]]
     with pytest.raises(ValueError, match=r"text_columns must be among the text columns \('title', 'asin', 'kinds'\), got \['genre'\]"):
         fit_embedder(dataset, config(text_columns=("title", "genre")))
-    # the other columns count for nothing, whatever they say of a new item
+    # the other columns count for nothing, whatever they say
     vectors = fit_embedder(dataset, config(text_columns=("title",))).embed(dataset)
     other = make_dataset([1, 2], {"title": ["heat", "alien"], "asin": ["alien", "heat"], "kinds": [None, None]})
-    assert np.array_equal(vectors, fit_embedder(other, config(text_columns=("title",))).embed(dataset))
+    assert np.array_equal(vectors, fit_embedder(other, config(text_columns=("title",))).embed(other))
 
 
 def test_text_and_behaviour_lie_end_to_end_with_their_lengths(make_dataset: MakeDataset) -> None:
