@@ -63,22 +63,24 @@ def amazon_beauty() -> RunConfig:
                 rows_per_table=32_768,
                 dim=64,
                 semantic_code_dim=64,
-                id_dropout=0.8,
+                id_dropout=0.5,
                 event_dropout=0.1,
                 token_dropout=0.2,
                 item_features=True,
             ),
-            encoder=EncoderConfig(model_dim=256, num_heads=4, pattern="SGGS", ffn_dim=512, dropout=0.3),
-            decoder=DecoderConfig(num_heads=4, ffn_dim=512, dropout=0.3, label_smoothing=0.1),
+            encoder=EncoderConfig(model_dim=384, num_heads=6, pattern="SGGS", ffn_dim=768, dropout=0.3),
+            decoder=DecoderConfig(num_heads=6, ffn_dim=768, num_layers=2, dropout=0.3, label_smoothing=0.1),
             objective="joint",
             item_head=ItemHeadConfig(weight=0.3, label_smoothing=0.1),
         ),
         stream=StreamConfig(tokens_per_batch=8_192, max_history_length=50, targets_per_cut=1, max_cuts_per_history=1_000),
         optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.02, warmup_steps=100, weight_decay=0.1),
         training=TrainingConfig(
-            num_steps=1_200, validate_every=150, save_every=150, validation_users=22_363, keep_last=8, keep_best=8, log_every=50
+            num_steps=2_600, validate_every=200, save_every=200, validation_users=4_096, keep_last=6, keep_best=2, log_every=50
         ),
-        evaluation=EvaluationConfig(num_beams=50, tokens_per_batch=8_192, shortlist_users=4_096),
+        evaluation=EvaluationConfig(
+            num_beams=50, joint_beams=200, beam_weight=1.0, both_histories=True, tokens_per_batch=4_096, shortlist_users=4_096
+        ),
     )
 
 

@@ -144,6 +144,18 @@ def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
     return sorted(found, key=order)[:count]
 
 
+def shortlisted_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """The checkpoints among which an evaluation chooses: all that were kept and validated; the best of ``best_checkpoints`` if none was.
+
+    The newest belong to them: ranking can still improve where the NLL no longer does.
+
+    Raises:
+        FileNotFoundError: if the run has no checkpoint.
+    """
+    validated = [checkpoint for checkpoint in checkpoints(run_dir) if checkpoint.progress.validation_nll is not None]
+    return validated or best_checkpoints(run_dir, 1)
+
+
 def checkpoint_path(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of ``step`` belongs."""
     return run_dir / CHECKPOINTS / f"{STEP_PREFIX}{step:08d}"

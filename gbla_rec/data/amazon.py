@@ -19,6 +19,8 @@ from gbla_rec.data.input_files import InputFile, blame, open_file
 from gbla_rec.data.item_text import text_columns
 from gbla_rec.data.published import PublishedDataset, dataset_name, files_like, the_only_file
 
+DESCRIPTIONS = ("title", "short_text", "keywords")
+"""Columns that describe an item, the best first: one of them is taken."""
 LEAVE_ONE_OUT = SplitConfig(kind="leave_last", num_targets=1, ties="ordered")
 SEQUENCES_NAME, ITEMS_NAME = "sequences.parquet", "items.parquet"
 REVIEWS = re.compile(r"reviews_(?P<category>.+)_5\.json(?P<gz>\.gz)?")
@@ -33,7 +35,7 @@ def amazon_dataset(path: Path) -> PublishedDataset:
     * ``<Category>.txt`` (a line: user item item ...) and optionally ``<Category>_item2attributes.json``;
     * ``reviews_<Category>_5.json.gz`` and optionally ``meta_<Category>.json.gz``.
 
-    Columns without any text are left out, and a category may have none.
+    Columns without any text are left out, and a category may have none; of title, short_text and keywords the first with text is taken.
 
     Args:
         path: the directory, or the first file of a form where several categories or forms lie together.
@@ -67,6 +69,9 @@ def _parquet_form(sequences: Path) -> PublishedDataset:
 def _parquet_texts(items: InputFile) -> tuple[tuple[str, ...], bool]:
     """The text columns, and whether ``attributes`` is one that must be made of ``attribute_ids``, since nothing names them."""
     texts = text_columns(items)
+    # a shortened text and keywords of unknown making say nothing that the title does not
+    spare = [name for name in DESCRIPTIONS if name in texts][1:]
+    texts = tuple(name for name in texts if name not in spare)
     ids = items.schema.get("attribute_ids")
     if "attributes" in texts or not isinstance(ids, pl.List) or not ids.inner.is_integer():
         return texts, False

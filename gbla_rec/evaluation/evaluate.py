@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, code_version, read_config, write_text
+from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, code_version, read_config, shortlisted_checkpoints, write_text
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.config import EvaluationConfig, RunConfig
@@ -37,7 +37,7 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
     """
     cutoff = min(SHORTLIST_CUTOFF, max(parts.config.evaluation.cutoffs))
     # one list for all ranks: a run that still trains may save and prune meanwhile
-    shortlist = on_first_rank(lambda: best_checkpoints(run_dir, parts.config.training.keep_best))
+    shortlist = on_first_rank(lambda: shortlisted_checkpoints(run_dir))
     recalls: dict[str, float] = {}
     for checkpoint in shortlist:
         load_checkpoint(checkpoint, parts.model, None)

@@ -30,6 +30,17 @@ class ItemHead(nn.Module):
         """
         return self.query_projection(encoded[positions]) * encoded.shape[1] ** -0.5  # type: ignore[no-any-return]
 
+    def newest_query(self, encoded: Tensor, offsets: Tensor) -> Tensor:
+        """Query vectors ``(B, D)`` of the newest event of each row; an empty row's is zero.
+
+        Args:
+            encoded: ``(L, D)`` from the encoder.
+            offsets: ``(B + 1,)`` int64 of the rows.
+        """
+        with_nothing = torch.cat([encoded, encoded.new_zeros(1, encoded.shape[1])])
+        newest = torch.where(offsets.diff() > 0, offsets[1:] - 1, encoded.shape[0])
+        return self.query(with_nothing, newest)
+
     def nll(self, queries: Tensor, labels: Tensor, vectors: Tensor, candidates: Tensor, log_expected: Tensor) -> Tensor:
         """The loss of each query ``(P,)`` in nats, fp32.
 

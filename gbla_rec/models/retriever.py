@@ -35,7 +35,7 @@ class EncodedHistories:
 
     Attributes:
         memory: what the decoder reads; None without a decoder.
-        queries: ``(B, D)`` of the item-level head, of the newest event of each row; None without such a head.
+        queries: ``(B, D)`` of the item-level head, of the newest event of each row, zero for an empty row; None without such a head.
     """
 
     memory: DecoderMemory | None
@@ -74,7 +74,7 @@ class HistoryModel(nn.Module):
         """Embedded histories of ``items`` ``(L,)`` to what searches read; in evaluation mode."""
         encoded, _ = self._encode([embedded[name].values() for name in self.input.features], items, layout, None)
         memory = None if self.decoder is None else self.decoder.remember(encoded, layout)
-        queries = None if self.item_head is None else self.item_head.query(encoded, layout.offsets[1:] - 1)
+        queries = None if self.item_head is None else self.item_head.newest_query(encoded, layout.offsets)
         return EncodedHistories(memory, queries)
 
     def item_vectors(self, embedded: Mapping[str, HasValues], items: Tensor) -> Tensor:

@@ -140,8 +140,8 @@ def test_only_columns_with_text_are_text_and_the_title_comes_first(tmp_path: Pat
     }
     pl.DataFrame(columns).write_parquet(directory / "items.parquet")
     dataset = prepare_path(directory)
-    assert dataset.manifest.text_columns == ("title", "keywords", "attributes")
-    assert dataset.items().select("title", "keywords", "attributes").rows() == [
+    assert dataset.manifest.text_columns == ("title", "attributes")
+    assert dataset.items().select("title", "attributes").rows() == [
         (None, "", "A, B"),
         (None, "süß", ""),
         ("日本 ✂", None, None),
@@ -273,8 +273,8 @@ def test_settings_of_the_reader_can_be_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("category", "counts", "texts"),
     [
-        ("beauty", (22_363, 12_101, 198_502), ("title", "short_text", "keywords", "attributes")),
-        ("sports", (35_598, 18_357, 296_337), ("short_text", "keywords", "attributes")),
+        ("beauty", (22_363, 12_101, 198_502), ("title", "attributes")),
+        ("sports", (35_598, 18_357, 296_337), ("short_text", "attributes")),
     ],
 )
 def test_counts_are_the_published_ones(tmp_path: Path, category: str, counts: tuple[int, ...], texts: tuple[str, ...]) -> None:

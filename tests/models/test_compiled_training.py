@@ -30,9 +30,7 @@ CODES_CONFIG = dataclasses.replace(
 )
 JOINT_CONFIG = dataclasses.replace(
     CONFIG,
-    embedding=EmbeddingConfig(
-        dim=TABLE_DIM, semantic_code_dim=4, id_dropout=0.5, event_dropout=0.1, token_dropout=0.2, item_features=True
-    ),
+    embedding=EmbeddingConfig(dim=TABLE_DIM, semantic_code_dim=4, id_dropout=0.5, event_dropout=0.1, token_dropout=0.2, item_features=True),
     encoder=dataclasses.replace(CONFIG.encoder, pattern="G"),
     objective="joint",
 )
@@ -110,7 +108,12 @@ def batches() -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize(
     ("config", "activation_checkpointing", "backend"),
-    [pytest.param(CONFIG, False, "aot_eager", marks=pytest.mark.slow), (CONFIG, True, "eager"), (CODES_CONFIG, False, "eager"), (JOINT_CONFIG, False, "eager")],
+    [
+        pytest.param(CONFIG, False, "aot_eager", marks=pytest.mark.slow),
+        (CONFIG, True, "eager"),
+        (CODES_CONFIG, False, "eager"),
+        (JOINT_CONFIG, False, "eager"),
+    ],
     ids=["items", "items recomputed", "codes", "joint"],
 )
 def test_one_graph_for_every_batch_and_eager_results(config: ModelConfig, activation_checkpointing: bool, backend: str) -> None:
@@ -167,7 +170,9 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_less() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("base", "activation_checkpointing"), [(CONFIG, False), (CONFIG, True), (CODES_CONFIG, False), (JOINT_CONFIG, False)])
+@pytest.mark.parametrize(
+    ("base", "activation_checkpointing"), [(CONFIG, False), (CONFIG, True), (CODES_CONFIG, False), (JOINT_CONFIG, False)]
+)
 def test_one_training_step_on_a_gpu_never_synchronises(base: ModelConfig, activation_checkpointing: bool) -> None:
     encoder = EncoderConfig(
         model_dim=128, num_heads=2, pattern="SGW", window=64, dropout=0.2, activation_checkpointing=activation_checkpointing

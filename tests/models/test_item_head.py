@@ -164,6 +164,16 @@ def test_queries_of_a_search_score_as_the_loss_does() -> None:
     assert relative_error(model(batch)[1], expected) < 1e-6
 
 
+def test_the_query_of_an_empty_row_is_zero_and_moves_no_other() -> None:
+    model = retriever(CONFIG).eval()
+    queries = [
+        model.encode(collate(CONFIG, histories(rows, [[0]] * len(rows)))).queries for rows in ([[1, 2], [3]], [[1, 2], [], [3], []], [[]])
+    ]
+    assert all(found is not None for found in queries)
+    assert relative_error(queries[1][[0, 2]], queries[0]) < 1e-6
+    assert not queries[1][[1, 3]].any() and queries[2].tolist() == [[0.0] * 16]
+
+
 @pytest.mark.parametrize(
     "head",
     [ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2)],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gbla_rec import workspace
-from gbla_rec.config import OptimizerConfig, RunConfig, StreamConfig, TrainingConfig
+from gbla_rec.config import ItemHeadConfig, OptimizerConfig, RunConfig, StreamConfig, TrainingConfig
 
 TOLERANCE = 2e-5
 """Relative: fp32 sums in another order, over a few steps of a growing difference."""
@@ -113,6 +113,38 @@ def test_code_tokens_see_one_curve_too_and_the_run_is_evaluated(run_ranks: Any, 
     results, again = run_ranks(evaluate_run, 2, first["run_dir"])
     assert results == again
     assert results["protocol"]["users"] == 60 and list(results["methods"]) == ["tiny", "most-popular", "item-kNN"]
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_item_level_scores_see_one_curve_too_and_the_run_is_evaluated_by_every_score(run_ranks: Any, tiny_run: Any) -> None:
+    config = tiny_run(
+        training=TrainingConfig(num_steps=4, validate_every=4, save_every=4, log_every=1, validation_users=20),
+        # a large eps: without it row-wise Adagrad hides a gradient of the wrong scale
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=2, table_learning_rate=1.0, table_eps=1.0),
+    )
+    head = ItemHeadConfig(num_sampled=20)
+    joint = with_sharding(config, "row_wise", item_features=True, id_dropout=0.3)
+    joint = dataclasses.replace(joint, model=dataclasses.replace(joint.model, objective="joint", item_head=head))
+    alone = run_ranks(train_and_read, 1, joint)[0]
+    first, second = run_ranks(train_and_read, 2, joint)
+    assert alone["losses"][-1] < alone["losses"][0]
+    assert first["targets"] != second["targets"]
+    assert first["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE)
+    assert first["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-3)
+    assert first["table_norm"] == pytest.approx(alone["table_norm"], rel=1e-4)
+    assert first["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE)
+    results = run_ranks(evaluate_run, 1, first["run_dir"])[0]
+    assert run_ranks(evaluate_run, 2, first["run_dir"]) == [results] * 2
+    assert list(results["scores"]) == ["joint", "generative", "item"]
+    assert list(results["methods"])[:3] == list(results["scores"].values())
+    recommended = run_ranks(recommended_items, 1, first["run_dir"])[0]
+    assert len(recommended) == 5 and len(set(recommended)) == 5
+
+
+def recommended_items(rank: int, world_size: int, run_dir: str) -> list[Any]:
+    from gbla_rec.evaluation.recommend import Recommender
+
+    return list(Recommender.open(Path(run_dir), torch.device("cpu")).for_user("3", 5).item_ids)
 
 
 def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
