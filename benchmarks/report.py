@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-COMMIT_VARIABLE = "GBLA_COMMIT"
+COMMIT_VARIABLE = "GBLA_REC_COMMIT"
 """Environment variable with the commit, for machines that have a copy of the tree without its history."""
 PACKAGES = ("torch", "triton", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "polars", "pyarrow")
 

@@ -14,17 +14,18 @@ from gbla_rec.config import ModelConfig
 from gbla_rec.models.code_input import token_input
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
+from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.item_head import ItemHead
 from gbla_rec.models.losses import semantic_id_nll
 from gbla_rec.models.step_parts import step_part
 from gbla_rec.models.table_boundary import HasValues, TableBoundary
 
 if TYPE_CHECKING:
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
     from gbla_rec.data.batch import Batch
     from gbla_rec.data.item_queries import ItemQueries
 
+MAX_GRAPHS = 32
+"""Graphs of a compiled dense part: kernels of attention (5) times those of cross-attention (3), with and without gradients."""
 MIN_COMPILED = 16
 """Tokens and targets of a batch that runs compiled: sizes of 0 and 1, and rows shorter than a convolution, are graphs of their own."""
 
@@ -145,6 +146,8 @@ class HistoryModel(nn.Module):
         torch._dynamo.config.optimize_ddp = False
         # the config's floats are constants: as inputs, they cost a second analysis of the whole graph
         torch._dynamo.config.specialize_float = True
+        # torch's default of 8 would end a run whose batches ask for more combinations of kernels than that
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         self._compiled = torch.compile(self.target_nll, backend=backend, dynamic=True, fullgraph=True)
 
     def stop_compiling(self) -> None:
@@ -160,6 +163,7 @@ class HistoryModel(nn.Module):
         return self.encoder(tokens, layout.offsets, layout=layout, token_keys=token_keys), [row[num_events:] for row in rows]
 
     def _items(self, rows: list[Tensor], items: Tensor) -> Tensor:
+        assert isinstance(self.input, HistoryInput), "ModelConfig refuses to score items where tokens are codes"
         return self.input.items(rows, self.item_codes[items], self._features_of(items))
 
     def _features_of(self, items: Tensor) -> Tensor | None:
@@ -229,11 +233,11 @@ class GenerativeRetriever(nn.Module):
         return self.history.encode(self.tables(batch.features), batch.items, batch.layout)
 
     @torch.no_grad()
-    def item_vectors(self, features: "KeyedJaggedTensor", items: Tensor) -> Tensor:
+    def item_vectors(self, features: Any, items: Tensor) -> Tensor:
         """Vectors ``(n, D)`` that the item-level head scores; every rank must call it as often as the others.
 
         Args:
-            features: from ``Collator.item_features``.
+            features: a ``KeyedJaggedTensor`` from ``Collator.item_features``.
             items: ``(n,)`` int64 item indices.
         """
         return self.history.item_vectors(self.tables(features), items)
