@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -94,6 +95,8 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
         )
     figures = [figure for row in rows for figure in row_figures(row, reference)] + list(baseline_figures(reference))
     tables = {"Cost": [cost(row) for row in rows], "All figures": figures}
+    if len(rows) > 1:
+        tables = {"Main scores, row against row": [line for pair in combinations(rows, 2) for line in pair_figures(*pair)], **tables}
     sweep = [line for row in rows for line in sweep_figures(row)]
     if sweep:
         tables = {"Beams": sweep, **tables}
@@ -140,6 +143,22 @@ def row_figures(row: Row, reference: Row) -> Iterator[dict[str, Any]]:
                 line |= {"difference": values["difference"], "difference low": values["low"], "difference high": values["high"]}
                 line |= {"with seeds low": values["seeds_low"], "with seeds high": values["seeds_high"]}
             yield line
+
+
+def pair_figures(first: Row, second: Row) -> Iterator[dict[str, Any]]:
+    """One line per metric: the main score of ``first`` minus that of ``second``, whatever these scores are."""
+    main_scores = [next(iter(row.scores)) for row in (first, second)]
+    found = compare(first.group, second.group, first_method=main_scores[0], second_method=main_scores[1], num_samples=NUM_SAMPLES)
+    names = [f"{row.name} ({score})" for row, score in zip((first, second), main_scores, strict=True)]
+    for metric, values in found["metrics"].items():
+        yield {
+            "first": names[0],
+            "second": names[1],
+            "metric": metric,
+            "difference": f"{values['difference']:+.4f}",
+            "over users": f"{values['low']:+.4f} to {values['high']:+.4f}",
+            "over users and seeds": None if values["seeds_low"] is None else f"{values['seeds_low']:+.4f} to {values['seeds_high']:+.4f}",
+        }
 
 
 def user_intervals(group: RunGroup, score: str) -> dict[str, tuple[float, float]]:

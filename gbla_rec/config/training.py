@@ -38,10 +38,12 @@ class TrainingConfig:
     num_steps: int = 10_000
     validate_every: int = 1_000
     validation_users: int = 1_024
-    """A fixed sample of users (drawn from the seed) whose NLL chooses the checkpoints."""
+    """A fixed sample of users (drawn from the seed) whose NLL says which checkpoints are the best."""
     save_every: int = 1_000
     keep_last: int = 2
+    """Newest checkpoints to keep; evaluation chooses among all that are kept."""
     keep_best: int = 2
+    """Checkpoints of lowest validation NLL to keep."""
     async_save: bool = False
     """Train on while a checkpoint is written; needs host memory for a second copy of each rank's weights and moments."""
     log_every: int = 10
