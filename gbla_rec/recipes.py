@@ -98,7 +98,7 @@ def amazon_beauty() -> RunConfig:
 
 
 def amazon_sports() -> RunConfig:
-    """Amazon Sports and Outdoors, 5-core of 2014: 35,598 users, 18,357 items; else as ``amazon_beauty``, and not tuned. Not measured yet."""
+    """Amazon Sports and Outdoors, 5-core of 2014: 35,598 users, 18,357 items; else as ``amazon_beauty``, without tuning; not measured."""
     return dataclasses.replace(amazon_beauty(), name="amazon_sports", dataset="amazon_sports")
 
 

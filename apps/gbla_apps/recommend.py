@@ -4,12 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from gbla_apps import command_line
 from gbla_rec.checkpoint.process_group import process_group
+from gbla_rec.evaluation.rank import Score
 from gbla_rec.evaluation.recommend import Recommendation, Recommender
 
 
@@ -22,11 +24,12 @@ def main(arguments: Sequence[str]) -> None:
     history.add_argument("--history", metavar="ITEMS", help='titles or ids, oldest first, separated by commas: "Toy Story, Heat, 1270"')
     parser.add_argument("--count", type=int, default=10, metavar="N", help="items to print (default: 10)")
     parser.add_argument("--repeat", action="store_true", help="allow items of the history")
+    parser.add_argument("--score", choices=get_args(Score), help="what ranks the items (default: the model's main score)")
     options = parser.parse_args(arguments)
     run_dir = command_line.chosen_run(options)
     command_line.print_once(f"run {run_dir}")
     with process_group() as device:
-        recommender = Recommender.open(run_dir, device)
+        recommender = Recommender.open(run_dir, device, options.score)
         if options.user is not None:
             recommendation = recommender.for_user(options.user, options.count, exclude_history=not options.repeat)
         else:
@@ -39,7 +42,9 @@ def show(recommendation: Recommendation) -> None:
     """Print the end of the history and the recommended items."""
     console = Console()
     console.print("history, newest last: " + " · ".join(recommendation.history_titles[-5:]), highlight=False)
-    table = Table("rank", "item", "title", "log-probability")
+    table = Table(
+        "rank", "item", "title", "log-probability" if recommendation.ranked_by == "generative" else f"{recommendation.ranked_by} score"
+    )
     for rank, (item, title, score) in enumerate(zip(recommendation.item_ids, recommendation.titles, recommendation.scores, strict=True), 1):
         table.add_row(str(rank), str(item), title, f"{score:.2f}")
     console.print(table)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gbla_rec.checkpoint.run_parts import RunParts
-from gbla_rec.config import EvaluationConfig
+from gbla_rec.config import EvaluationConfig, ModelConfig, Objective
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
@@ -30,6 +30,16 @@ Score = Literal["generative", "item", "joint"]
 Int64Array = NDArray[np.int64]
 Ranker = Callable[[HistoryBatch], Int64Array]
 """Histories of ``U`` users -> items ``(U, R)``, best first, -1 where fewer exist."""
+
+
+def scores_of(model: ModelConfig) -> tuple[Score, ...]:
+    """The scores of a model, the main one first."""
+    scores: dict[Objective, tuple[Score, ...]] = {
+        "generative": ("generative",),
+        "item": ("item",),
+        "joint": ("joint", "generative", "item"),
+    }
+    return scores[model.objective]
 
 
 @dataclass(frozen=True)
@@ -146,9 +156,8 @@ def search_batch(
             num_candidates = max(config.joint_beams, search.num_beams)
             candidates = _beams(parts, trie, encoded.memory, denied, num_candidates, num_candidates)
             joint = rank_candidates(encoded.queries, vectors, candidates, beam_weight=config.beam_weight, num_results=num_results)
-            # the first score is the main one
-            found = {"joint": joint, **found}
-    return found
+            found["joint"] = joint
+    return {score: found[score] for score in scores_of(parts.config.model)}
 
 
 @dataclass(frozen=True)

@@ -14,43 +14,54 @@ from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoi
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.data.histories import HistoryBatch
-from gbla_rec.evaluation.rank import Search, search_batch
+from gbla_rec.evaluation.rank import Score, Search, scores_of, search_batch
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Ranked items: original ids, titles (the id where there is none), and the model's main scores.
-
-    Scores are log-probabilities in nats, unless an item-level head ranks.
-    """
+    """Ranked items: original ids, titles (the id where there is none) and scores: by ``generative`` they are log-probabilities in nats."""
 
     history_titles: list[str]
     item_ids: list[int] | list[str]
     titles: list[str]
     scores: list[float]
+    ranked_by: Score
 
 
 class Recommender:
     """A trained run, ready to recommend; a context column that a typed-in history lacks gets its most frequent value."""
 
-    def __init__(self, parts: RunParts) -> None:
-        """``parts``: with trained weights."""
-        self.parts = parts
+    def __init__(self, parts: RunParts, score: Score | None = None) -> None:
+        """Prepare a catalogue to search.
+
+        Args:
+            parts: the run, with trained weights.
+            score: what items are ranked by; None takes the model's main score.
+
+        Raises:
+            ValueError: if the model has no such score.
+        """
+        known = scores_of(parts.config.model)
+        if score is not None and score not in known:
+            raise ValueError(
+                f"score must be one of the model's scores {known}, got {score!r}; ModelConfig.objective says what a run is trained for"
+            )
+        self.parts, self.score = parts, score or known[0]
         self.items = parts.dataset.items()
         text_columns = parts.dataset.manifest.text_columns
         ids = self.items["item_id"].cast(pl.String)
-        titles = self.items[text_columns[0]].fill_null(ids) if text_columns else ids
-        self.titles: list[str] = titles.to_list()
+        titles = self.items[text_columns[0]] if text_columns else ids
+        self.titles: list[str] = [title if title and title.strip() else str(item) for title, item in zip(titles, ids, strict=True)]
         self.vectors = parts.item_vectors() if parts.config.model.has_item_head else None
         self.trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(parts.device)
 
     @classmethod
-    def open(cls, run_dir: Path, device: torch.device) -> "Recommender":
+    def open(cls, run_dir: Path, device: torch.device, score: Score | None = None) -> "Recommender":
         """Load the checkpoint that evaluation chose, or before evaluation that of lowest validation NLL."""
         parts = RunParts.open(read_config(run_dir), device)
         load_checkpoint(on_first_rank(lambda: _chosen_checkpoint(run_dir)), parts.model, None)
-        return cls(parts)
+        return cls(parts, score)
 
     def for_user(self, user_id: str, count: int, *, exclude_history: bool = True) -> Recommendation:
         """Recommend to a user of the dataset after all of their events.
@@ -100,13 +111,14 @@ class Recommender:
         with self.parts.autocast():
             encoded = self.parts.retriever.encode(self.parts.collator(histories).to(self.parts.device))
             search = Search(max(config.evaluation.num_beams, count), exclude_history)
-            result = next(iter(search_batch(self.parts, self.trie, histories, encoded, self.vectors, search, count).values()))
+            result = search_batch(self.parts, self.trie, histories, encoded, self.vectors, search, count)[self.score]
         ranked = [item for item in result.items[0].tolist() if item >= 0]
         return Recommendation(
             history_titles=[self.titles[item] for item in items],
             item_ids=self.items["item_id"].gather(ranked).to_list(),
             titles=[self.titles[item] for item in ranked],
             scores=result.scores[0, : len(ranked)].tolist(),
+            ranked_by=self.score,
         )
 
     def _usual_code(self, column: str) -> int:

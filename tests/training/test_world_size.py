@@ -137,14 +137,20 @@ def test_item_level_scores_see_one_curve_too_and_the_run_is_evaluated_by_every_s
     assert run_ranks(evaluate_run, 2, first["run_dir"]) == [results] * 2
     assert list(results["scores"]) == ["joint", "generative", "item"]
     assert list(results["methods"])[:3] == list(results["scores"].values())
-    recommended = run_ranks(recommended_items, 1, first["run_dir"])[0]
-    assert len(recommended) == 5 and len(set(recommended)) == 5
+    main, item = run_ranks(recommended_items, 1, first["run_dir"])[0]
+    assert main["ranked_by"] == "joint" and item["ranked_by"] == "item"
+    for recommendation in (main, item):
+        assert len(set(recommendation["item_ids"])) == 5 and recommendation["scores"] == sorted(recommendation["scores"], reverse=True)
+    # the joint score adds log-probabilities, which are negative
+    scores = dict(zip(item["item_ids"], item["scores"], strict=True))
+    assert all(score < scores[found] for found, score in zip(main["item_ids"], main["scores"], strict=True) if found in scores)
 
 
-def recommended_items(rank: int, world_size: int, run_dir: str) -> list[Any]:
+def recommended_items(rank: int, world_size: int, run_dir: str) -> list[dict[str, Any]]:
     from gbla_rec.evaluation.recommend import Recommender
 
-    return list(Recommender.open(Path(run_dir), torch.device("cpu")).for_user("3", 5).item_ids)
+    opened = [Recommender.open(Path(run_dir), torch.device("cpu"), score) for score in (None, "item")]
+    return [dataclasses.asdict(recommender.for_user("3", 5)) for recommender in opened]
 
 
 def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
