@@ -127,8 +127,10 @@ import torch
 import torch._inductor
 
 package, batches, outputs = sys.argv[1:]
+# on the device first: the loader counts on a process that has begun to use CUDA
+batches = [[x.cuda() for x in batch] for batch in torch.load(batches)]
 model = torch._inductor.aoti_load_package(package)
-torch.save([model(*(x.cuda() for x in batch)).cpu() for batch in torch.load(batches)], outputs)
+torch.save([model(*batch).cpu() for batch in batches], outputs)
 assert not [name for name in sys.modules if name.partition(".")[0]  == "gbla_kernels"], "the package needs no kernels"
 """
 
