@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class RunGroup:
 
     @classmethod
     def of(cls, runs: Sequence[EvaluatedRun], name: str | None = None) -> "RunGroup":
-        """Group ``runs``, called ``name`` or like the run of the lowest seed.
+        """Group ``runs``, called ``name``, or by what their names have in common.
 
         Raises:
             ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields.
@@ -90,7 +91,7 @@ class RunGroup:
                 raise ValueError(
                     f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {', '.join(differing)}"
                 )
-        return cls(name or first.name, tuple(ordered))
+        return cls(name or common_name([run.name for run in ordered]), tuple(ordered))
 
     @classmethod
     def find(cls, specifications: Sequence[str | Path], name: str | None = None) -> "RunGroup":
@@ -102,6 +103,14 @@ class RunGroup:
     def config(self) -> Mapping[str, Any]:
         """The config of the first run."""
         return self.runs[0].results["config"]  # type: ignore[no-any-return]
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What the names of a group's runs begin with, without the seed's own part: ``sggs`` for ``sggs.seed0`` and ``sggs.seed1``."""
+    if len(set(names)) == 1:
+        return names[0]
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return re.sub(r"[._-]*(seed|s)?[._-]*$", "", "".join(letters[0] for letters in same)) or names[0]
 
 
 def find_runs(specification: str | Path) -> list[Path]:

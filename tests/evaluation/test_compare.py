@@ -8,7 +8,7 @@ import pytest
 
 from gbla_rec.evaluation.compare import compare
 from gbla_rec.evaluation.comparison_table import comparison_table, comparisons_markdown
-from gbla_rec.evaluation.run_group import RunGroup
+from gbla_rec.evaluation.run_group import RunGroup, common_name
 
 NUM_USERS = 200
 
@@ -136,3 +136,17 @@ def test_tables_show_means_spread_and_both_intervals(evaluated_runs: Any, capsys
     single = copy.deepcopy(found)
     single["metrics"]["Recall@10"] |= {"seeds_low": None, "first_seed_sd": None}
     assert "| one seed |" in comparisons_markdown([single])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["beauty.sggs.seed0", "beauty.sggs.seed1"], "beauty.sggs"),
+        (["beauty_s0", "beauty_s1", "beauty_s12"], "beauty"),
+        (["beauty", "beauty"], "beauty"),
+        (["classes-1"], "classes-1"),
+        (["a", "b"], "a"),
+    ],
+)
+def test_a_group_is_called_by_what_its_runs_names_have_in_common(names: list[str], expected: str) -> None:
+    assert common_name(names) == expected
