@@ -84,8 +84,8 @@ def training_losses(config: RunConfig, *, rounded: bool = False) -> list[float]:
     forward = history_input.HistoryInput.forward
     if rounded:
 
-        def rounded_forward(self: Any, rows: list[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
-            return forward(self, [Rounding.apply(values) for values in rows], codes)
+        def rounded_forward(self: Any, rows: list[torch.Tensor], *others: Any) -> torch.Tensor:
+            return forward(self, [Rounding.apply(values) for values in rows], *others)
 
         history_input.HistoryInput.forward = rounded_forward  # type: ignore[method-assign, assignment]
     try:

@@ -101,9 +101,9 @@ def test_tokens_are_the_codes_of_each_event_in_order_with_its_context_on_the_fir
 
 def test_the_memory_of_a_row_does_not_depend_on_its_neighbours() -> None:
     retriever = retriever_of()
-    together = retriever.encode(collate(ROWS, TARGETS))
+    together = retriever.encode(collate(ROWS, TARGETS)).memory
     for index, row in enumerate(ROWS):
-        alone = retriever.encode(collate([row], [[1]]))
+        alone = retriever.encode(collate([row], [[1]])).memory
         begin, end = together.layout.offsets[index], together.layout.offsets[index + 1]
         assert end - begin == C * len(row)
         for packed, single in zip(together.key_values, alone.key_values, strict=True):
@@ -122,7 +122,7 @@ def test_items_of_equal_codes_are_one_to_codes_and_two_to_items(tokens: Tokens) 
 
     def memory(item: int, kind: int = 0) -> Tensor:
         batch = collate([[1, item, 3]], [[2]], embedding, kinds=[0, kind, 0])
-        return torch.stack(retriever.encode(batch).key_values)
+        return torch.stack(retriever.encode(batch).memory.key_values)
 
     assert torch.equal(memory(11), memory(12)) == (tokens == "codes")
     # one code of one level, or the context, changes what is remembered
