@@ -206,7 +206,7 @@ def test_recipes_are_complete_and_documented(name: str) -> None:
 
 
 def test_the_recipe_must_be_named() -> None:
-    with pytest.raises(ValueError, match="--recipe must be given, one of amazon_beauty, .*own_data"):
+    with pytest.raises(ValueError, match=r"--recipe must be given, one of amazon_beauty, .*own_data"):
         parse_run_config("tokenize", "", ["--dataset", "mydata"])
 
 
