@@ -98,7 +98,7 @@ def test_negatives_do_not_depend_on_how_ranks_share_a_batch(loss: Any) -> None:
     keys = np.arange(9) * 7 + 3
     negatives = []
     for row, tokens in ((slice(0, 1), slice(0, 3)), (slice(1, 3), slice(3, 9))):
-        part = dataclasses.replace(histories(ROWS[row], TARGETS[row]), token_keys=keys[tokens])
+        part = dataclasses.replace(histories(ROWS[row], TARGETS[row]), token_keys=keys[tokens], user_rows=np.arange(3)[row])
         found = maker(part)
         negatives.append(found.candidates[found.labels.numel() :])
     own = whole.candidates[whole.labels.numel() :]
@@ -109,6 +109,13 @@ def test_negatives_do_not_depend_on_how_ranks_share_a_batch(loss: Any) -> None:
     else:
         assert torch.equal(negatives[0], own) and torch.equal(negatives[1], own)
         assert not torch.equal(maker(histories(ROWS, TARGETS, StreamPosition(0, 0, 9))).candidates[4:], own)
+
+
+def test_negatives_of_an_evaluation_differ_between_users_and_targets() -> None:
+    maker = QueryMaker(ItemHeadConfig(loss="bce", num_sampled=6), 1_000, None, seed=1)
+    batch = histories(ROWS, TARGETS, position=None)
+    found = maker(dataclasses.replace(batch, token_keys=np.zeros_like(batch.token_keys)))
+    assert len({tuple(own) for own in found.candidates[4:].view(4, 6).tolist()}) == 4
 
 
 def test_packed_batch_is_each_row_alone() -> None:
@@ -174,10 +181,21 @@ def test_the_query_of_an_empty_row_is_zero_and_moves_no_other() -> None:
     assert not queries[1][[1, 3]].any() and queries[2].tolist() == [[0.0] * 16]
 
 
-@pytest.mark.parametrize(
-    "head",
-    [ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2)],
-)
+HEADS = (ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_rank_without_rows_takes_part_in_every_loss(head: ItemHeadConfig) -> None:
+    config = dataclasses.replace(CONFIG, item_head=head)
+    for position in (TRAINING, None):
+        model = retriever(config).train(position is not None)
+        loss, nll = model(collate(config, histories([], [], position)))
+        loss.backward()
+        assert nll.shape == (0,) and float(loss) == 0
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_gradients_reach_every_part(head: ItemHeadConfig) -> None:
     config = dataclasses.replace(CONFIG, item_head=head)
     model = retriever(config).train()
