@@ -1,5 +1,6 @@
 """Rankings by item-level scores are those of a plain loop, obey deny sets exactly, and tell apart items of one semantic ID."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,3 +80,29 @@ def test_an_item_of_probability_zero_is_a_result_and_ranks_last() -> None:
     beams = BeamResult(torch.tensor([[2, 1]]), torch.tensor([[-torch.inf, -3.0]]))
     found = rank_candidates(torch.ones(1, 2), torch.ones(3, 2), beams, beam_weight=1.0, num_results=3)
     assert found.items.tolist() == [[1, 2, -1]]
+
+
+def test_scores_are_products_in_fp32_under_autocast_too() -> None:
+    # 256 + 1 is not a bf16 number: rounded scores would tie, and the lower index would win
+    queries, vectors = torch.tensor([[1.0, 1.0]]), torch.tensor([[256.0, 0.0], [256.0, 1.0]])
+    beams = BeamResult(torch.tensor([[0, 1]]), torch.zeros(1, 2))
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = [
+                rank_catalogue(queries.to(dtype), vectors.to(dtype), num_results=2),
+                rank_candidates(queries.to(dtype), vectors.to(dtype), beams, beam_weight=0.0, num_results=2),
+            ]
+        for result in found:
+            assert result.items.tolist() == [[1, 0]] and result.scores.tolist() == [[257.0, 256.0]]
+            assert result.scores.dtype == torch.float32
+
+
+def test_nan_is_refused_not_ranked() -> None:
+    queries, vectors = torch.ones(1, 2), torch.tensor([[1.0, 0.0], [torch.nan, 1.0]])
+    with pytest.raises(ValueError, match="got NaN: look for diverged weights"):
+        rank_catalogue(queries, vectors, num_results=1)
+    # what pads a user's candidates is no score
+    beams = BeamResult(torch.tensor([[0, -1]]), torch.tensor([[-1.0, -torch.inf]]))
+    assert rank_candidates(queries, vectors, beams, beam_weight=1.0, num_results=2).items.tolist() == [[0, -1]]
+    with pytest.raises(ValueError, match="got NaN: look for diverged weights"):
+        rank_candidates(queries, vectors, BeamResult(torch.tensor([[0, 1]]), torch.zeros(1, 2)), beam_weight=1.0, num_results=2)
