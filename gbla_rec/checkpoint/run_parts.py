@@ -89,7 +89,7 @@ class RunParts:
         return unwrap(self.model)
 
     def evaluation_batches(
-        self, split: Literal["validation", "test"], tokens_per_batch: int, num_users: int | None = None
+        self, split: Literal["validation", "test"], tokens_per_batch: int, num_users: int | None = None, *, with_queries: bool = True
     ) -> Iterator[tuple[HistoryBatch, Batch]]:
         """This rank's part of the users of ``split``; every rank gets the same number of batches, some may be empty.
 
@@ -97,6 +97,7 @@ class RunParts:
             split: whose targets to predict.
             tokens_per_batch: history events of one batch.
             num_users: a fixed random sample of users instead of all.
+            with_queries: whether batches have what the item-level head's loss needs; a search does without.
         """
         batches = evaluation_batches(
             self.dataset,
@@ -112,7 +113,7 @@ class RunParts:
             num_decoded=self.config.evaluation.num_beams,
         )
         for histories in batches:
-            yield histories, self.collator(histories).to(self.device)
+            yield histories, self.collator(histories, with_queries=with_queries).to(self.device)
 
     def item_vectors(self) -> Tensor:
         """Vectors ``(N, D)``, fp32, of the whole catalogue for the item-level head; all ranks call it together."""

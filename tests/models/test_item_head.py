@@ -171,6 +171,18 @@ def test_queries_of_a_search_score_as_the_loss_does() -> None:
     assert relative_error(model(batch)[1], expected) < 1e-6
 
 
+def test_a_search_looks_up_histories_alone_and_finds_the_same_queries() -> None:
+    model = retriever(CONFIG).eval()
+    maker = QueryMaker(CONFIG.item_head, NUM_ITEMS, None, seed=3)
+    collator = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS), query_maker=maker)
+    batch = histories(ROWS, TARGETS, position=None)
+    lean, whole = collator(batch, with_queries=False), collator(batch)
+    assert lean.queries is None and lean.features[feature_names(EMBEDDING)[0]].values().numel() == 9
+    assert whole.features[feature_names(EMBEDDING)[0]].values().numel() == 9 + NUM_ITEMS
+    found, expected = model.encode(lean).queries, model.encode(whole).queries
+    assert found is not None and expected is not None and torch.equal(found, expected)
+
+
 def test_the_query_of_an_empty_row_is_zero_and_moves_no_other() -> None:
     model = retriever(CONFIG).eval()
     queries = [
