@@ -10,7 +10,7 @@ from torch import Tensor
 from gbla_rec.retrieval.beam_search import BeamResult, ranking_keys
 
 SCORES_AT_ONCE = 1 << 27
-"""Scores of a block of users: bounds the memory for any catalogue."""
+"""Scores, or elements of candidates' vectors, of a block of users: bounds the memory for any catalogue and batch."""
 
 
 @torch.no_grad()
@@ -75,9 +75,13 @@ def rank_candidates(queries: Tensor, vectors: Tensor, beams: BeamResult, *, beam
         ValueError: if a score is NaN.
     """
     found = beams.items >= 0
-    chosen = vectors[beams.items.clamp(min=0)].float()
+    block = max(SCORES_AT_ONCE // max(beams.items.shape[1] * vectors.shape[1], 1), 1)
     with _fp32(queries):
-        scores = torch.einsum("ud,und->un", queries.float(), chosen)
+        products = [
+            torch.einsum("ud,und->un", some_queries.float(), vectors[some_items].float())
+            for some_queries, some_items in zip(queries.split(block), beams.items.clamp(min=0).split(block), strict=True)
+        ]
+    scores = torch.cat(products)
     # a candidate of probability zero is the last, not NaN
     likely = beams.scores.clamp(min=torch.finfo(torch.float32).min / 4) * beam_weight if beam_weight else 0.0
     scores = (scores + likely).masked_fill(~found, -torch.inf)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gbla_rec.config import SplitConfig, StreamConfig
@@ -190,6 +190,7 @@ def test_cuts_are_one_in_each_stratum(prepare_frame: PrepareFrame, seed: int, ep
 @given(
     seed=st.integers(0, 5), epoch=st.integers(0, 2), targets_per_cut=st.integers(1, 9), max_cuts=st.integers(1, 5), least=st.integers(0, 3)
 )
+@example(seed=0, epoch=0, targets_per_cut=9, max_cuts=1, least=3)
 def test_newest_cuts_are_one_before_the_newest_training_events(
     prepare_frame: PrepareFrame, seed: int, epoch: int, targets_per_cut: int, max_cuts: int, least: int
 ) -> None:

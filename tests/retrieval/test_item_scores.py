@@ -54,18 +54,26 @@ def test_the_catalogue_is_ranked_as_by_a_loop_whatever_the_block_of_users(
         assert scores == [float(query @ vectors[item]) if item >= 0 else -torch.inf for item in items]
 
 
-@given(st.data())
-def test_candidates_are_ranked_by_both_scores(data: st.DataObject) -> None:
-    num_items = data.draw(st.integers(2, 8))
-    query, vectors = data.draw(matrix(1, 2)), data.draw(matrix(num_items, 2))
-    candidates = data.draw(st.lists(st.integers(0, num_items - 1), unique=True, min_size=1))
-    likely = data.draw(st.lists(st.sampled_from([0.0, -1.0, -2.0]), min_size=len(candidates), max_size=len(candidates)))
+@given(st.data(), st.integers(1, 60))
+def test_candidates_are_ranked_by_both_scores_whatever_the_block_of_users(data: st.DataObject, at_once: int) -> None:
+    num_users, num_items = data.draw(st.integers(0, 3)), data.draw(st.integers(2, 8))
+    queries, vectors = data.draw(matrix(num_users, 2)), data.draw(matrix(num_items, 2))
     weight, num_results = data.draw(st.sampled_from([0.0, 0.5, 2.0])), data.draw(st.integers(1, 9))
     # a beam search pads with -1
-    beams = BeamResult(torch.tensor([[*candidates, -1]]), torch.tensor([[*likely, -torch.inf]]))
-    found = rank_candidates(query, vectors, beams, beam_weight=weight, num_results=num_results)
-    scores = [(-(float(query[0] @ vectors[item]) + weight * log), item) for item, log in zip(candidates, likely, strict=True)]
-    assert found.items.tolist() == [padded(sorted(scores), num_results)]
+    beams = BeamResult(torch.full((num_users, num_items + 1), -1), torch.full((num_users, num_items + 1), -torch.inf))
+    expected = []
+    for user, query in enumerate(queries):
+        candidates = data.draw(st.lists(st.integers(0, num_items - 1), unique=True, min_size=1))
+        likely = data.draw(st.lists(st.sampled_from([0.0, -1.0, -2.0]), min_size=len(candidates), max_size=len(candidates)))
+        beams.items[user, : len(candidates)], beams.scores[user, : len(candidates)] = torch.tensor(candidates), torch.tensor(likely)
+        scores = [(-(float(query @ vectors[item]) + weight * log), item) for item, log in zip(candidates, likely, strict=True)]
+        expected.append(padded(sorted(scores), num_results))
+    before, item_scores.SCORES_AT_ONCE = item_scores.SCORES_AT_ONCE, at_once
+    try:
+        found = rank_candidates(queries, vectors, beams, beam_weight=weight, num_results=num_results)
+    finally:
+        item_scores.SCORES_AT_ONCE = before
+    assert found.items.tolist() == expected
 
 
 def test_items_of_one_semantic_id_are_told_apart() -> None:
