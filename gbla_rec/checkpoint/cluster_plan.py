@@ -36,11 +36,13 @@ class Catalogue:
         num_items: items with a semantic ID.
         context_sizes: values of each context column.
         code_widths: codes of each level of the semantic IDs.
+        feature_dim: width of the item features that the model reads; 0: none.
     """
 
     num_items: int
     context_sizes: Mapping[str, int]
     code_widths: tuple[int, ...]
+    feature_dim: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class DenseMemory:
     """And DDP's buckets, a second copy of them."""
     optimizer: int
     item_codes: int
-    """The semantic IDs of all items, on the device."""
+    """The semantic IDs of all items, and the features of items that the model reads, on the device."""
     hash_rows_host: int
     """The table rows of all items, in the memory of the data loader."""
 
@@ -154,14 +156,9 @@ def _dense_shapes(config: RunConfig, catalogue: Catalogue) -> dict[str, torch.Si
     with torch.device("meta"):
         codes = torch.empty((catalogue.num_items, len(catalogue.code_widths)), dtype=torch.int64)
         model = config.model
-        item_features = torch.empty((catalogue.num_items, _feature_dim(config))) if _feature_dim(config) else None
+        item_features = torch.empty((catalogue.num_items, catalogue.feature_dim)) if catalogue.feature_dim else None
         history = HistoryModel(model, feature_names(model.embedding), codes, catalogue.code_widths, Backend.REFERENCE, item_features)
     return {f"history.{name}": parameter.shape for name, parameter in history.named_parameters()}
-
-
-def _feature_dim(config: RunConfig) -> int:
-    """Width of the item features that the model reads; semantic IDs are made from embeddings of at most this width."""
-    return config.semantic_ids.embedding_dim if config.model.embedding.item_features else 0
 
 
 def _dense_memory(config: RunConfig, catalogue: Catalogue, shapes: Mapping[str, torch.Size]) -> DenseMemory:
@@ -170,7 +167,7 @@ def _dense_memory(config: RunConfig, catalogue: Catalogue, shapes: Mapping[str, 
         weights=weights,
         gradients=2 * weights,
         optimizer=2 * weights,
-        item_codes=catalogue.num_items * (len(catalogue.code_widths) * CODE_BYTES + _feature_dim(config) * FLOAT_BYTES),
+        item_codes=catalogue.num_items * (len(catalogue.code_widths) * CODE_BYTES + catalogue.feature_dim * FLOAT_BYTES),
         hash_rows_host=catalogue.num_items * config.model.embedding.num_item_tables * CODE_BYTES,
     )
 
@@ -188,7 +185,7 @@ def _require_room_for_dense(config: RunConfig, cluster: Cluster, dense: DenseMem
 
 def _require_room(name: str, needed: int, reserved: int, reserve: float, item_codes: int) -> None:
     if needed > reserved:
-        codes = f", {format_bytes(item_codes)} of it semantic IDs of the items" if item_codes else ""
+        codes = f", {format_bytes(item_codes)} of it semantic IDs and features of the items" if item_codes else ""
         raise ValueError(
             f"the part of the model that every rank holds does not fit: it needs {format_bytes(needed)} of {name} a rank{codes}, and the "
             f"reserve of {reserve:.0%} is {format_bytes(reserved)}: short by "

@@ -72,7 +72,7 @@ def _memory(plan: ClusterPlan) -> list[str]:
     lines += [
         "held in the reserve by every rank (our own number)",
         f"  weights {format_bytes(dense.weights)}, gradients and DDP's buckets {format_bytes(dense.gradients)}, "
-        f"AdamW {format_bytes(dense.optimizer)}, semantic IDs {format_bytes(dense.item_codes)}",
+        f"AdamW {format_bytes(dense.optimizer)}, semantic IDs and features of items {format_bytes(dense.item_codes)}",
         f"  {format_bytes(left)} left for activations and libraries; on the host, table rows of items {format_bytes(dense.hash_rows_host)}",
     ]
     return lines

@@ -4,6 +4,7 @@ from gbla_rec import workspace
 from gbla_rec.checkpoint.cluster_plan import Catalogue
 from gbla_rec.config import RunConfig
 from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.semantic_ids.features import feature_dim
 from gbla_rec.semantic_ids.quantizer import default_codebook_width
 from gbla_rec.semantic_ids.table import read_manifest
 
@@ -29,7 +30,7 @@ def known_catalogue(config: RunConfig, num_items: int | None = None) -> tuple[Ca
     items = num_items if num_items is not None else known
     widths = _code_widths(config, items, is_known=num_items is None)
     text = f"{source}; {items:,} items, codes {' x '.join(map(str, widths))}"
-    return Catalogue(num_items=items, context_sizes=sizes, code_widths=widths), text
+    return Catalogue(num_items=items, context_sizes=sizes, code_widths=widths, feature_dim=_feature_dim(config)), text
 
 
 def _code_widths(config: RunConfig, num_items: int, *, is_known: bool) -> tuple[int, ...]:
@@ -39,3 +40,12 @@ def _code_widths(config: RunConfig, num_items: int, *, is_known: bool) -> tuple[
     ids = config.semantic_ids
     width = ids.codebook_width or default_codebook_width(num_items, ids.min_codebook_width)
     return (*[width] * ids.num_levels, ids.dedup_width)
+
+
+def _feature_dim(config: RunConfig) -> int:
+    """Width of the item features that the model reads: as tokenized, or at most so wide."""
+    if not config.model.embedding.item_features:
+        return 0
+    tokenized = feature_dim(workspace.semantic_ids_dir(config.dataset))
+    ids = config.semantic_ids
+    return tokenized or ids.embedding_dim * (2 if ids.embedding == "text_and_behaviour" else 1)

@@ -15,7 +15,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_rec import workspace
 from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
-from gbla_rec.config import RunConfig, multiply_adds, to_json
+from gbla_rec.config import RunConfig, SemanticIdConfig, multiply_adds, to_json
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
@@ -89,7 +89,7 @@ class RunParts:
         return unwrap(self.model)
 
     def evaluation_batches(
-        self, split: Literal["validation", "test"], tokens_per_batch: int, num_users: int | None = None
+        self, split: Literal["validation", "test"], tokens_per_batch: int, num_users: int | None = None, *, with_queries: bool = True
     ) -> Iterator[tuple[HistoryBatch, Batch]]:
         """This rank's part of the users of ``split``; every rank gets the same number of batches, some may be empty.
 
@@ -97,6 +97,7 @@ class RunParts:
             split: whose targets to predict.
             tokens_per_batch: history events of one batch.
             num_users: a fixed random sample of users instead of all.
+            with_queries: whether batches have what the item-level head's loss needs; a search does without.
         """
         batches = evaluation_batches(
             self.dataset,
@@ -112,15 +113,16 @@ class RunParts:
             num_decoded=self.config.evaluation.num_beams,
         )
         for histories in batches:
-            yield histories, self.collator(histories).to(self.device)
+            yield histories, self.collator(histories, with_queries=with_queries).to(self.device)
 
     def item_vectors(self) -> Tensor:
-        """Vectors ``(N, D)`` of the whole catalogue for the item-level head; all ranks call it together."""
+        """Vectors ``(N, D)``, fp32, of the whole catalogue for the item-level head; all ranks call it together."""
         vectors = []
         for items in torch.arange(self.semantic_ids.num_items).split(ITEMS_AT_ONCE):
             features = self.collator.item_features(items).to(self.device)
             with self.autocast():
-                vectors.append(self.retriever.item_vectors(features, items.to(self.device)))
+                # fp32, as searches multiply them: one conversion, not one a batch
+                vectors.append(self.retriever.item_vectors(features, items.to(self.device)).float())
         return torch.cat(vectors)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -142,9 +144,11 @@ def _require_settings(ids_dir: Path, config: RunConfig) -> None:
     made_with = read_manifest(ids_dir)["config"]
     wanted = json.loads(to_json(config.semantic_ids))
     if made_with is not None:
-        differing = sorted(name for name in wanted if made_with.get(name) != wanted[name])
+        # a setting younger than the IDs: they were made as its default says
+        made_with = json.loads(to_json(SemanticIdConfig())) | made_with
+        differing = sorted(name for name in wanted if made_with[name] != wanted[name])
         if differing:
-            options = " ".join(f"--semantic-ids.{name.replace('_', '-')} {made_with.get(name)}" for name in differing)
+            options = " ".join(f"--semantic-ids.{name.replace('_', '-')} {made_with[name]}" for name in differing)
             raise ValueError(
                 f"the semantic IDs in {ids_dir} were made with other settings than this run's semantic_ids; train with {options}, "
                 f"or remove {ids_dir} and tokenize with this run's options"

@@ -26,7 +26,8 @@ class EvaluationConfig:
     """Validation users on whom beam search chooses among the shortlisted checkpoints."""
     bootstrap_samples: int = 2_000
     joint_beams: int = 500
-    """Beams of the search whose items a model with both heads ranks by item-level score and log-probability together."""
+    """Beams of the search whose items a model with both heads ranks by item-level score and log-probability together;
+    ``num_beams`` if that is more."""
     beam_weight: float = 1.0
     """Of the log-probability of an item's semantic ID beside its item-level score; 0 ranks the candidates by the latter alone."""
 

@@ -116,15 +116,15 @@ class Collator:
         self.features = feature_names(config)
         self.tokens_per_event = config.tokens_per_event(num_code_levels)
 
-    def __call__(self, histories: HistoryBatch) -> Batch:
-        """Build the tensors of one step on the CPU."""
+    def __call__(self, histories: HistoryBatch, *, with_queries: bool = True) -> Batch:
+        """Build the tensors of one step on the CPU; without queries for a search, which needs no candidates and no loss."""
         items = torch.from_numpy(histories.items)
         # a rank without rows gets one empty row
         offsets = _at_least_one_row(torch.from_numpy(histories.offsets))
         target_offsets = _at_least_one_row(torch.from_numpy(histories.target_offsets))
         user_rows = torch.from_numpy(histories.user_rows) if len(histories.user_rows) else torch.zeros(1, dtype=torch.int64)
         lengths = offsets.diff()
-        queries = self.query_maker(histories) if self.query_maker is not None else None
+        queries = self.query_maker(histories) if with_queries and self.query_maker is not None else None
         context = {column: torch.from_numpy(histories.context[column]).to(torch.int64) for column in self.config.context_features}
         target_lengths = target_offsets.diff()
         token_keys = torch.from_numpy(histories.token_keys)

@@ -105,7 +105,9 @@ class QueryMaker:
         """``(P * num_sampled,)`` uniform items other than the query's own."""
         place = np.arange(len(positions), dtype=np.int64)
         first = np.searchsorted(positions, positions)
-        keys = keyed_uint64(self.seed, NEGATIVES_KEY, histories.token_keys[positions], place - first)[:, None]
+        # the keys of tokens are all zero in evaluation: users must not share their negatives
+        users = histories.user_rows[np.searchsorted(histories.offsets, positions, side="right") - 1]
+        keys = keyed_uint64(self.seed, NEGATIVES_KEY, users, histories.token_keys[positions], place - first)[:, None]
         draws = keyed_uint64(keys.view(np.int64), np.arange(self.config.num_sampled, dtype=np.int64)[None])
         others = (draws % np.uint64(max(self.num_items - 1, 1))).astype(np.int64)
         return (others + (others >= items[:, None])).flatten() % self.num_items

@@ -70,11 +70,14 @@ def column_results(per_user: UserValues, users: EvaluatedUsers, num_samples: int
 
 
 def sweep_results(rankings: Mapping[Score, RankedUsers], names: Mapping[Score, str], num_beams: int, config: EvaluationConfig) -> Summaries:
-    """Method -> metric -> mean and interval at one number of beams; cutoffs above it are left out, as beams cannot fill them."""
+    """Method -> metric -> mean and interval at one number of beams; cutoffs above it are left out, as beams cannot fill them.
+
+    Only the generative score: the item-level one has no beams, and the joint one has ``joint_beams``, whatever this number is.
+    """
     cutoffs = tuple(cutoff for cutoff in config.cutoffs if cutoff <= num_beams)
-    if not cutoffs:
+    if not cutoffs or "generative" not in rankings:
         return {}
-    return summarise({names[score]: ranking.metrics(cutoffs) for score, ranking in rankings.items()}, config.bootstrap_samples)
+    return summarise({names["generative"]: rankings["generative"].metrics(cutoffs)}, config.bootstrap_samples)
 
 
 def _labels(slices: list[UserSlice], num_users: int) -> list[str]:

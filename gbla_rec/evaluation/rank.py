@@ -102,7 +102,7 @@ def rank_searches(
     parts.model.eval()
     vectors = parts.item_vectors() if parts.config.model.has_item_head else None
     found: dict[tuple[Search, Score], list[RankedUsers]] = {}
-    for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users):
+    for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users, with_queries=False):
         # every rank encodes, empty batch or not: the sharded tables need all ranks
         with parts.autocast():
             encoded = parts.retriever.encode(batch)

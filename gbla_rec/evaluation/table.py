@@ -48,8 +48,9 @@ def preferred_metrics(metrics: list[str]) -> list[str]:
 
 
 def sweep_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns (``method, metric``) and rows of the beam sweep; ``-`` where beams cannot fill a cutoff."""
-    columns = [(method, metric) for method in results["scores"].values() for metric in preferred_metrics(_metrics(results))]
+    """Columns (``method, metric``) and rows of the beam sweep, methods that depend on beams; ``-`` where beams cannot fill a cutoff."""
+    swept = [method for method in results["scores"].values() if any(method in row["methods"] for row in results["beam_sweep"])]
+    columns = [(method, metric) for method in swept for metric in preferred_metrics(_metrics(results))]
     rows = [
         [
             f"{row['num_beams']:,}",

@@ -57,7 +57,9 @@ class ItemHead(nn.Module):
         num_queries = queries.shape[0]
         right = (queries * vectors[:num_queries]).sum(-1).float()
         if self.config.loss == "bce":
-            wrong = torch.einsum("pd,pnd->pn", queries, vectors[num_queries:].view(num_queries, self.config.num_sampled, -1)).float()
+            # every size is stated: a rank without rows has no element to infer one from
+            negatives = vectors[num_queries:].view(num_queries, self.config.num_sampled, queries.shape[1])
+            wrong = torch.einsum("pd,pnd->pn", queries, negatives).float()
             return -F.logsigmoid(right) - F.logsigmoid(-wrong).mean(-1)
         return sampled_softmax_nll(
             right, (queries @ vectors[num_queries:].T).float(), candidates[:num_queries], candidates[num_queries:], log_expected

@@ -2,13 +2,15 @@
 
 # U users (rows of a batch), N items, R results per user, D model width (docs/shapes.md)
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
 from gbla_rec.retrieval.beam_search import BeamResult, ranking_keys
 
 SCORES_AT_ONCE = 1 << 27
-"""Scores of a block of users: bounds the memory for any catalogue."""
+"""Scores, or elements of candidates' vectors, of a block of users: bounds the memory for any catalogue and batch."""
 
 
 @torch.no_grad()
@@ -31,12 +33,17 @@ def rank_catalogue(
 
     Returns:
         Items ``(U, R)``, -1 where fewer exist, and their scores in fp32; ties by ascending item index.
+
+    Raises:
+        ValueError: if a score is NaN.
     """
     num_users, num_items = len(queries), len(vectors)
+    queries, vectors = queries.float(), vectors.float()
     block = max(SCORES_AT_ONCE // max(num_items, 1), 1)
     parts = []
     for first in range(0, num_users, block):
-        scores = (queries[first : first + block] @ vectors.T).float()
+        with _fp32(queries):
+            scores = queries[first : first + block] @ vectors.T
         if denied_items is not None and denied_offsets is not None:
             offsets = denied_offsets[first : first + len(scores) + 1]
             rows = torch.repeat_interleave(offsets.diff())
@@ -63,10 +70,18 @@ def rank_candidates(queries: Tensor, vectors: Tensor, beams: BeamResult, *, beam
 
     Returns:
         Items ``(U, R)``, -1 where fewer exist, and their scores in fp32; ties by ascending item index.
+
+    Raises:
+        ValueError: if a score is NaN.
     """
     found = beams.items >= 0
-    chosen = vectors[beams.items.clamp(min=0)]
-    scores = torch.einsum("ud,und->un", queries, chosen).float()
+    block = max(SCORES_AT_ONCE // max(beams.items.shape[1] * vectors.shape[1], 1), 1)
+    with _fp32(queries):
+        products = [
+            torch.einsum("ud,und->un", some_queries.float(), vectors[some_items].float())
+            for some_queries, some_items in zip(queries.split(block), beams.items.clamp(min=0).split(block), strict=True)
+        ]
+    scores = torch.cat(products)
     # a candidate of probability zero is the last, not NaN
     likely = beams.scores.clamp(min=torch.finfo(torch.float32).min / 4) * beam_weight if beam_weight else 0.0
     scores = (scores + likely).masked_fill(~found, -torch.inf)
@@ -74,8 +89,15 @@ def rank_candidates(queries: Tensor, vectors: Tensor, beams: BeamResult, *, beam
     return _best(beams.items.gather(1, by_item), scores.gather(1, by_item), num_results)
 
 
+def _fp32(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast: scores rounded to bf16 would tie items that differ, and ties go by index."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _best(items: Tensor, scores: Tensor, num_results: int) -> BeamResult:
     """The ``num_results`` best columns; a score of -inf is no result. Equal scores keep the order of the columns."""
+    if bool(scores.isnan().any()):
+        raise ValueError("queries and vectors must give no score NaN, got NaN: look for diverged weights or inputs")
     kept = min(num_results, scores.shape[1])
     # + 0.0: of equal scores, -0.0 would rank below 0.0
     places = torch.topk(ranking_keys(scores + 0.0, scores > -torch.inf), kept, dim=1).indices

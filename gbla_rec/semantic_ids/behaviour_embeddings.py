@@ -21,6 +21,8 @@ WINDOW = 10
 CONTEXT_SMOOTHING = 0.75
 BASIS_FILE = "embedding_basis.parquet"
 DIRECTIONS_FILE = "embedding_context_directions.npy"
+OLDER_DIRECTIONS_FILE = "embedding_directions.npy"
+"""In IDs of version 0.1 without item features; text embedders write a file of this name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,8 @@ class BehaviourEmbedder:
     def load(cls, directory: Path, saved: dict[str, Any]) -> "BehaviourEmbedder":
         """Read what ``save`` wrote."""
         frame = pl.read_parquet(directory / BASIS_FILE)
-        directions = np.load(directory / DIRECTIONS_FILE, allow_pickle=False)
+        is_older = not (directory / DIRECTIONS_FILE).exists()
+        directions = np.load(directory / (OLDER_DIRECTIONS_FILE if is_older else DIRECTIONS_FILE), allow_pickle=False)
         return cls(frame["item_id"], frame["context_probability"].to_numpy().copy(), directions)
 
 

@@ -47,3 +47,9 @@ def load_item_features(directory: Path, num_items: int) -> NDArray[np.float32]:
     if len(bad):
         raise ValueError(f"{path}: item features must be finite, {len(bad)} rows are not, first row {bad[0]}; {RETOKENIZE}")
     return features
+
+
+def feature_dim(directory: Path) -> int | None:
+    """``F`` of the features in ``directory``, from the file's header; None if there are none."""
+    path = directory / FEATURES_FILE
+    return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1]) if path.is_file() else None

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from gbla_rec.checkpoint.plan_search import PlanRequest
 from gbla_rec.checkpoint.plan_shortage import rank_storages
 from gbla_rec.checkpoint.sharding import planned_tables
 from gbla_rec.checkpoint.table_plan import plan_tables, rank_memories
-from gbla_rec.config import EmbeddingConfig, ModelConfig, OptimizerConfig, RunConfig, StreamConfig
+from gbla_rec.config import EmbeddingConfig, ModelConfig, OptimizerConfig, RunConfig, SemanticIdConfig, StreamConfig
 
 SHARDED = ("row_wise", "table_wise", "column_wise")
 CPU = torch.device("cpu")
@@ -173,6 +174,21 @@ def test_the_table_that_code_tokens_leave_is_planned_and_exchanges_nothing(shard
         assert [(table.name, table.rows) for table in plan.tables] == [("item_hash_0", 1024)]
         assert plan.exchange.rows == plan.exchange.ids == plan.exchange.busiest_rank == 0
         assert plan.dense.hash_rows_host == 10**6 * 8
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_item_features_are_planned_as_wide_as_they_were_made(tiny_run: Any, tiny_workspace: Path) -> None:
+    from gbla_rec.checkpoint.known_catalogue import known_catalogue
+
+    config, reading = tiny_run(), with_embedding(tiny_run(), item_features=True)
+    width = np.load(tiny_workspace / "semantic_ids" / "tiny" / "item_features.npy").shape[1]
+    assert [known_catalogue(of)[0].feature_dim for of in (config, reading)] == [0, width]
+    without, with_features = (plan_cluster(of, CPUS, known_catalogue(of)[0]).dense for of in (config, reading))
+    assert with_features.item_codes - without.item_codes == 80 * width * 4
+    # of the input's projection
+    assert with_features.weights - without.weights == width * config.model.encoder.model_dim * 4
+    both = dataclasses.replace(reading, dataset="not_made", semantic_ids=SemanticIdConfig(embedding="text_and_behaviour", embedding_dim=20))
+    assert known_catalogue(both)[0].feature_dim == 40
 
 
 @pytest.mark.usefixtures("tiny_workspace")

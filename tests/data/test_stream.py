@@ -5,12 +5,13 @@ import functools
 import gc
 import itertools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gbla_rec.config import SplitConfig, StreamConfig
@@ -34,6 +35,7 @@ CONFIGS = st.builds(
     linear_cost=st.just(1.0),
     quadratic_cost=st.sampled_from([0.0, 1.0]),
     target_cost=st.sampled_from([None, 3.0]),
+    cuts=st.sampled_from(["everywhere", "newest"]),
 )
 
 
@@ -185,6 +187,36 @@ def test_cuts_are_one_in_each_stratum(prepare_frame: PrepareFrame, seed: int, ep
             assert any(np.floor(low) <= cut < high + 1 for cut in found)
 
 
+@given(
+    seed=st.integers(0, 5), epoch=st.integers(0, 2), targets_per_cut=st.integers(1, 9), max_cuts=st.integers(1, 5), least=st.integers(0, 3)
+)
+@example(seed=0, epoch=0, targets_per_cut=9, max_cuts=1, least=3)
+def test_newest_cuts_are_one_before_the_newest_training_events(
+    prepare_frame: PrepareFrame, seed: int, epoch: int, targets_per_cut: int, max_cuts: int, least: int
+) -> None:
+    lengths = [10, 57, 2, 31]
+    sequences = [[1000 * user + event for event in range(length + 2)] for user, length in enumerate(lengths)]
+    data = prepare_frame(pl.DataFrame({"user_id": range(4), "items": sequences}), sequence_column="items", max_events_per_shard=60)
+    config = StreamConfig(
+        tokens_per_batch=1,
+        targets_per_cut=targets_per_cut,
+        max_cuts_per_history=max_cuts,
+        min_history_length=least,
+        oversized="own_batch",
+        cuts="newest",
+    )
+    items = data.items()["item_id"].to_list()
+    found = [
+        (user, [items[target] for target in targets]) for user, _, targets, _ in epoch_rows(TrainingStream(data, config, seed=seed), epoch)
+    ]
+    expected = []
+    for user, length in enumerate(lengths):
+        if length > least:
+            first = max(length - targets_per_cut, least)
+            expected.append((user, [1000 * user + event for event in range(first, length)]))
+    assert sorted(found) == expected
+
+
 @given(seed=st.integers(0, 50))
 def test_every_history_that_can_be_cut_is_cut_in_every_epoch(dataset: PreparedDataset, seed: int) -> None:
     config = StreamConfig(tokens_per_batch=1, targets_per_cut=4, oversized="own_batch")
@@ -226,6 +258,18 @@ def test_the_sequence_hash_names_all_that_the_sequence_depends_on(prepare_frame:
     assert len(hashes) == 5
     dearer = dataclasses.replace(config, linear_cost=1.0, quadratic_cost=1.0, target_cost=2.0)
     assert TrainingStream(data[0], dearer, seed=0, rank=1, world_size=3).sequence_hash in hashes
+
+
+def test_the_sequence_hash_of_an_earlier_version_still_names_its_sequence() -> None:
+    manifest = SimpleNamespace(
+        content_hash="0" * 64, split=SimpleNamespace(ties="together"), shards=[SimpleNamespace(num_users=2, num_events=9)]
+    )
+    data: Any = SimpleNamespace(manifest=manifest, context_sizes=dict)
+    config = StreamConfig(tokens_per_batch=300, max_history_length=100)
+    # written into checkpoints by version 0.1 before there was a choice of cuts
+    of_old = "c8d7f3921679cf0fc94024aab1260aeffaf41da122b97e875649d959cac1306b"
+    assert TrainingStream(data, config, seed=3).sequence_hash == of_old
+    assert TrainingStream(data, dataclasses.replace(config, cuts="newest"), seed=3).sequence_hash != of_old
 
 
 def test_the_sequence_is_pinned(prepare_frame: PrepareFrame, serial_log: SerialLog) -> None:

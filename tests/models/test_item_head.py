@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from gbla_kernels.testing.error_budget import relative_error
-from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ItemHeadConfig, ModelConfig
+from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ItemHeadConfig, ModelConfig, StreamConfig
 from gbla_rec.data.batch import Batch, Collator, feature_names
 from gbla_rec.data.histories import HistoryBatch, StreamPosition
 from gbla_rec.data.item_queries import QueryMaker
+from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.models.embeddings import initialize_tables, item_tables
 from gbla_rec.models.item_head import sampled_softmax_nll
 from gbla_rec.models.retriever import GenerativeRetriever
@@ -98,7 +99,7 @@ def test_negatives_do_not_depend_on_how_ranks_share_a_batch(loss: Any) -> None:
     keys = np.arange(9) * 7 + 3
     negatives = []
     for row, tokens in ((slice(0, 1), slice(0, 3)), (slice(1, 3), slice(3, 9))):
-        part = dataclasses.replace(histories(ROWS[row], TARGETS[row]), token_keys=keys[tokens])
+        part = dataclasses.replace(histories(ROWS[row], TARGETS[row]), token_keys=keys[tokens], user_rows=np.arange(3)[row])
         found = maker(part)
         negatives.append(found.candidates[found.labels.numel() :])
     own = whole.candidates[whole.labels.numel() :]
@@ -109,6 +110,13 @@ def test_negatives_do_not_depend_on_how_ranks_share_a_batch(loss: Any) -> None:
     else:
         assert torch.equal(negatives[0], own) and torch.equal(negatives[1], own)
         assert not torch.equal(maker(histories(ROWS, TARGETS, StreamPosition(0, 0, 9))).candidates[4:], own)
+
+
+def test_negatives_of_an_evaluation_differ_between_users_and_targets() -> None:
+    maker = QueryMaker(ItemHeadConfig(loss="bce", num_sampled=6), 1_000, None, seed=1)
+    batch = histories(ROWS, TARGETS, position=None)
+    found = maker(dataclasses.replace(batch, token_keys=np.zeros_like(batch.token_keys)))
+    assert len({tuple(own) for own in found.candidates[4:].view(4, 6).tolist()}) == 4
 
 
 def test_packed_batch_is_each_row_alone() -> None:
@@ -164,6 +172,18 @@ def test_queries_of_a_search_score_as_the_loss_does() -> None:
     assert relative_error(model(batch)[1], expected) < 1e-6
 
 
+def test_a_search_looks_up_histories_alone_and_finds_the_same_queries() -> None:
+    model = retriever(CONFIG).eval()
+    maker = QueryMaker(CONFIG.item_head, NUM_ITEMS, None, seed=3)
+    collator = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS), query_maker=maker)
+    batch = histories(ROWS, TARGETS, position=None)
+    lean, whole = collator(batch, with_queries=False), collator(batch)
+    assert lean.queries is None and lean.features[feature_names(EMBEDDING)[0]].values().numel() == 9
+    assert whole.features[feature_names(EMBEDDING)[0]].values().numel() == 9 + NUM_ITEMS
+    found, expected = model.encode(lean).queries, model.encode(whole).queries
+    assert found is not None and expected is not None and torch.equal(found, expected)
+
+
 def test_the_query_of_an_empty_row_is_zero_and_moves_no_other() -> None:
     model = retriever(CONFIG).eval()
     queries = [
@@ -174,10 +194,21 @@ def test_the_query_of_an_empty_row_is_zero_and_moves_no_other() -> None:
     assert not queries[1][[1, 3]].any() and queries[2].tolist() == [[0.0] * 16]
 
 
-@pytest.mark.parametrize(
-    "head",
-    [ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2)],
-)
+HEADS = (ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_rank_without_rows_takes_part_in_every_loss(head: ItemHeadConfig) -> None:
+    config = dataclasses.replace(CONFIG, item_head=head)
+    for position in (TRAINING, None):
+        model = retriever(config).train(position is not None)
+        loss, nll = model(collate(config, histories([], [], position)))
+        loss.backward()
+        assert nll.shape == (0,) and float(loss) == 0
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_gradients_reach_every_part(head: ItemHeadConfig) -> None:
     config = dataclasses.replace(CONFIG, item_head=head)
     model = retriever(config).train()
@@ -203,6 +234,83 @@ def test_left_out_ids_are_all_ids_of_an_event_or_none() -> None:
     assert relative_error(tokens(0.5, True)[kept] - without[kept], 2 * (tokens(0.0, True) - without)[kept]) < 1e-5
     assert torch.equal(tokens(0.5, False), tokens(0.0, False))
     assert torch.equal(tokens(1.0, False), without)
+
+
+DROPPED = dataclasses.replace(
+    CONFIG,
+    embedding=dataclasses.replace(EMBEDDING, id_dropout=0.5, event_dropout=0.3, token_dropout=0.4),
+    encoder=dataclasses.replace(CONFIG.encoder, dropout=0.3),
+)
+
+
+def test_no_input_is_left_out_in_evaluation_and_none_of_an_item_in_training() -> None:
+    model, plain = retriever(DROPPED), retriever(CONFIG)
+    batch, items = collate(CONFIG, histories(ROWS, TARGETS)), torch.arange(NUM_ITEMS)
+    assert torch.equal(model.eval()(batch)[1], plain.eval()(batch)[1])
+    assert not torch.equal(model.train()(batch)[1], plain.train()(batch)[1])
+    features = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=len(WIDTHS)).item_features(items)
+    assert torch.equal(model.item_vectors(features, items), plain.item_vectors(features, items))
+
+
+def test_event_and_token_dropout_zero_whole_tokens_and_single_elements() -> None:
+    def tokens(**dropouts: float) -> torch.Tensor:
+        config = dataclasses.replace(CONFIG, embedding=dataclasses.replace(EMBEDDING, **dropouts))  # type: ignore[arg-type]
+        rows = [torch.ones(4_000, 8)] * 3
+        codes, features = torch.zeros(4_000, 3, dtype=torch.int64), torch.zeros(4_000, 6)
+        return retriever(config).history.input(rows, codes, features, torch.arange(4_000) * 977)  # type: ignore[no-any-return]
+
+    plain = tokens()
+    assert plain.all()
+    of_events, of_elements = tokens(event_dropout=0.3), tokens(token_dropout=0.3)
+    kept = of_events.any(dim=1)
+    assert 0.67 < float(kept.float().mean()) < 0.73
+    assert relative_error(of_events[kept], plain[kept] / 0.7) < 1e-6
+    assert 0.67 < float(of_elements.bool().float().mean()) < 0.73 and of_elements.any(dim=1).float().mean() > 0.99
+    assert relative_error(of_elements[of_elements != 0], (plain / 0.7)[of_elements != 0]) < 1e-6
+    # draws of their own: of the events that stay, half have no ids
+    both, without_ids = tokens(event_dropout=0.5, id_dropout=0.5), tokens(id_dropout=1.0)
+    has_ids = (both[both.any(dim=1)] - 2 * without_ids[0]).abs().amax(dim=1) > 1e-3
+    assert 0.45 < float(has_ids.float().mean()) < 0.55
+
+
+def test_queries_are_scaled_by_the_root_of_the_width() -> None:
+    head = retriever(CONFIG).history.item_head
+    assert head is not None
+    encoded = torch.randn(5, 16)
+    assert relative_error(head.query(encoded, torch.tensor([4, 0])), head.query_projection(encoded[[4, 0]]) / 4) < 1e-6
+
+
+def test_label_smoothing_counts_in_training_only() -> None:
+    smoothed = retriever(dataclasses.replace(CONFIG, item_head=ItemHeadConfig(label_smoothing=0.3)))
+    plain, batch = retriever(CONFIG), collate(CONFIG, histories(ROWS, TARGETS))
+    assert torch.equal(smoothed.eval()(batch)[1], plain.eval()(batch)[1])
+    assert not torch.equal(smoothed.train()(batch)[1], plain.train()(batch)[1])
+
+
+def test_negatives_are_drawn_by_a_power_of_their_training_events() -> None:
+    counts = np.array([0, 3, 8, 15])
+    for power, weights in ((0.0, [1, 1, 1, 1]), (0.5, [1, 2, 3, 4]), (1.0, [1, 4, 9, 16])):
+        found = QueryMaker(ItemHeadConfig(num_sampled=20_000, sampling_power=power), 4, counts, seed=0)(histories([[1]], [[2]]))
+        shares = np.array(weights) / sum(weights)
+        drawn = np.bincount(found.candidates[1:].numpy(), minlength=4) / 20_000
+        assert drawn == pytest.approx(shares, abs=0.02), power
+        assert found.log_expected.numpy() == pytest.approx(np.log(20_000 * shares)[found.candidates[1:]], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(CONFIG, item_head=ItemHeadConfig(num_sampled=5)),
+        dataclasses.replace(CONFIG, item_head=ItemHeadConfig(loss="bce", num_sampled=2)),
+        CAUSAL,
+    ],
+)
+def test_losses_of_micro_batches_add_up_to_that_of_the_batch(config: ModelConfig) -> None:
+    model, batch = retriever(config).eval(), histories(ROWS, TARGETS)
+    # one part more than there are rows
+    parts = micro_batches(batch, 4, StreamConfig(linear_cost=1.0, quadratic_cost=0.0))
+    losses = [float(model(collate(config, part))[0]) for part in parts]
+    assert min(losses) == 0 and sum(losses) == pytest.approx(float(model(collate(config, batch))[0]), rel=1e-5)
 
 
 def test_an_item_vector_has_no_context() -> None:

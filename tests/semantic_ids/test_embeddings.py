@@ -70,6 +70,14 @@ def test_an_embedder_survives_the_disk_without_pickle(make_dataset: MakeDataset,
     assert np.array_equal(fit_embedder(dataset, config(**changes)).embed(dataset), embedder.embed(dataset))
 
 
+def test_behaviour_directions_are_read_under_their_older_name(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    dataset = make_dataset([3, 5, 8, 9], {}, [[0, 1, 2], [2, 1, 0]])
+    embedder = fit_embedder(dataset, config(embedding="behaviour"))
+    save_embedder(embedder, tmp_path)
+    (tmp_path / "embedding_context_directions.npy").rename(tmp_path / "embedding_directions.npy")
+    assert np.array_equal(load_embedder(tmp_path).embed(dataset), embedder.embed(dataset))
+
+
 def test_items_added_later_do_not_change_the_text_vectors_of_old_ones(make_dataset: MakeDataset, tmp_path: Path) -> None:
     old = text_dataset(make_dataset, slice(0, 5))
     embedder = fit_embedder(old, config())
