@@ -172,6 +172,17 @@ def test_queries_of_a_search_score_as_the_loss_does() -> None:
     assert relative_error(model(batch)[1], expected) < 1e-6
 
 
+def test_candidates_follow_the_history_and_have_no_context() -> None:
+    config = dataclasses.replace(CONFIG, item_head=ItemHeadConfig(num_sampled=5))
+    batch = collate(config, histories(ROWS, TARGETS))
+    assert batch.queries is not None
+    *hashes, context = (batch.features[name].values() for name in feature_names(EMBEDDING))
+    alone = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=3).item_features(torch.cat([batch.items, batch.queries.candidates]))
+    for values, name in zip(hashes, feature_names(EMBEDDING), strict=False):
+        assert torch.equal(values, alone[name].values())
+    assert context.tolist() == [item % 2 for row in ROWS for item in row] + [0] * batch.queries.candidates.numel()
+
+
 def test_a_search_looks_up_histories_alone_and_finds_the_same_queries() -> None:
     model = retriever(CONFIG).eval()
     maker = QueryMaker(CONFIG.item_head, NUM_ITEMS, None, seed=3)
