@@ -335,6 +335,17 @@ def test_an_item_vector_has_no_context() -> None:
     assert torch.equal(vectors, expected)
 
 
+def test_a_decoder_that_is_not_there_asks_for_nothing() -> None:
+    encoder = dataclasses.replace(CONFIG.encoder, model_dim=600, num_heads=4)
+    heads = {"encoder": encoder, "embedding": EMBEDDING}
+    assert retriever(ModelConfig(objective="item", decoder=DecoderConfig(num_heads=7), **heads)).history.decoder is None
+    # heads of 600 columns, for which there is no kernel
+    assert ModelConfig(objective="item", decoder=DecoderConfig(num_heads=1), **heads).kernels_on("cuda") == "triton"
+    assert ModelConfig(objective="joint", decoder=DecoderConfig(num_heads=1), **heads).kernels_on("cuda") == "reference"
+    with pytest.raises(ValueError, match=r"DecoderConfig\.num_heads must divide"):
+        ModelConfig(objective="joint", decoder=DecoderConfig(num_heads=7), **heads)
+
+
 def test_heads_that_would_see_their_targets_are_refused() -> None:
     with pytest.raises(ValueError, match="every_position must be False unless objective is 'item'"):
         dataclasses.replace(CONFIG, item_head=ItemHeadConfig(every_position=True))
