@@ -30,9 +30,10 @@ NUM_SAMPLES = 2_000
 SHOWN_CUTOFF = 10
 """Differences are shown at this cutoff, or at the largest one below it."""
 NOTES = (
-    "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams, items of the own history {history}. Test at the "
-    "checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
-    "the seed-averaged metric over users). Differences are to `{reference}`, by the same score where it has it. {method} "
+    "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams{of_joint}, items of the own history {history}. Test "
+    "at the checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
+    "the seed-averaged metric over users). Differences are to `{reference}`, by the same score where it has it, and of its own other "
+    "scores to its main one. {method} "
     "Baselines without seeds are those of one run. Runs of commit {commits}, on {machines}.{unfinished}"
 )
 
@@ -231,6 +232,7 @@ def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Ro
         users=protocol["users"],
         candidates=protocol["candidates"],
         beams=protocol["num_beams"],
+        of_joint=_joint_beams(rows),
         history=protocol["history"],
         reference=reference.name,
         method=METHOD,
@@ -238,6 +240,13 @@ def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Ro
         machines="; ".join(sorted(machines)) or "an unknown machine",
         unfinished=f" **Unfinished: {', '.join(unfinished)}.**" if unfinished else "",
     )
+
+
+def _joint_beams(rows: Sequence[Row]) -> str:
+    """The beams whose items joint scores rank: more than the generative score has."""
+    settings = [run.results["config"]["evaluation"] for row in rows if "joint" in row.scores for run in row.group.runs]
+    counts = sorted({max(each["joint_beams"], each["num_beams"]) for each in settings})
+    return f" (joint: {', '.join(map(str, counts))})" if counts else ""
 
 
 if __name__ == "__main__":

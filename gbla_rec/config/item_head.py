@@ -23,7 +23,8 @@ class ItemHeadConfig:
     sampling_power: float = 0.5
     """Negatives of a sampled softmax are drawn in proportion to ``(training events of the item + 1) ** sampling_power``."""
     every_position: bool = False
-    """Every event of a history predicts the next one, as SASRec is trained; only for causal encoders that have no other objective."""
+    """Every event of a history predicts the next one, as SASRec is trained; only for causal encoders that have no other objective.
+    The newest event predicts the first target of a cut and further ones are left out: it goes with ``StreamConfig.targets_per_cut`` 1."""
     label_smoothing: float = 0.0
     """Weight of the uniform distribution over the candidates of a softmax."""
 

@@ -198,7 +198,7 @@ class ModelConfig:
             (self.objective, self.encoder.direction),
         )
         require(
-            self.encoder.model_dim % self.decoder.num_heads == 0,
+            not self.has_decoder or self.encoder.model_dim % self.decoder.num_heads == 0,
             "DecoderConfig.num_heads",
             "divide EncoderConfig.model_dim",
             self.decoder.num_heads,
@@ -227,12 +227,12 @@ class ModelConfig:
     def _triton_obstacle(self) -> str | None:
         """The first setting for which there is no Triton kernel."""
         encoder, decoder = self.encoder, self.decoder
-        has_linear = "G" in encoder.pattern
+        has_linear, decoder_heads = "G" in encoder.pattern, decoder.num_heads if self.has_decoder else None
         if encoder.direction == "causal":
             return "EncoderConfig.direction is 'causal', which has no Triton kernel"
         if has_linear and encoder.conv and encoder.conv_width > TRITON_MAX_CONV_WIDTH:
             return f"EncoderConfig.conv_width is {encoder.conv_width}: there are Triton kernels up to {TRITON_MAX_CONV_WIDTH}"
-        for name, heads in (("EncoderConfig", encoder.num_heads if has_linear else None), ("DecoderConfig", decoder.num_heads)):
+        for name, heads in (("EncoderConfig", encoder.num_heads if has_linear else None), ("DecoderConfig", decoder_heads)):
             if heads is not None and encoder.model_dim // heads > TRITON_MAX_HEAD_DIM:
                 width = encoder.model_dim // heads
                 return f"model_dim / {name}.num_heads is {width}: there are Triton kernels for heads up to {TRITON_MAX_HEAD_DIM}"

@@ -131,6 +131,7 @@ def search_batch(
     vectors: Tensor | None,
     search: Search,
     num_results: int,
+    only: Score | None = None,
 ) -> dict[Score, BeamResult]:
     """Rank items for one batch by each score of the model, the main one first.
 
@@ -142,22 +143,26 @@ def search_batch(
         vectors: ``(N, D)`` from ``parts.item_vectors``, for a model with an item-level head.
         search: beams, and whether the own history is left out.
         num_results: ``R``.
+        only: one score of the model, which spares the searches of others; None: all.
     """
     config = parts.config.evaluation
+    wanted = scores_of(parts.config.model) if only is None else (only,)
     denied = _Denied.of(histories, parts.device) if search.exclude_history else _Denied()
     found: dict[Score, BeamResult] = {}
-    if encoded.memory is not None:
+    if "generative" in wanted:
+        assert encoded.memory is not None
         found["generative"] = _beams(parts, trie, encoded.memory, denied, search.num_beams, num_results)
-    if encoded.queries is not None and vectors is not None:
+    if "item" in wanted:
+        assert encoded.queries is not None and vectors is not None
         found["item"] = rank_catalogue(
             encoded.queries, vectors, num_results=num_results, denied_items=denied.items, denied_offsets=denied.offsets
         )
-        if encoded.memory is not None:
-            num_candidates = max(config.joint_beams, search.num_beams)
-            candidates = _beams(parts, trie, encoded.memory, denied, num_candidates, num_candidates)
-            joint = rank_candidates(encoded.queries, vectors, candidates, beam_weight=config.beam_weight, num_results=num_results)
-            found["joint"] = joint
-    return {score: found[score] for score in scores_of(parts.config.model)}
+    if "joint" in wanted:
+        assert encoded.memory is not None and encoded.queries is not None and vectors is not None
+        num_candidates = max(config.joint_beams, search.num_beams)
+        candidates = _beams(parts, trie, encoded.memory, denied, num_candidates, num_candidates)
+        found["joint"] = rank_candidates(encoded.queries, vectors, candidates, beam_weight=config.beam_weight, num_results=num_results)
+    return {score: found[score] for score in wanted}
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def distinct_last_codes(vectors: NDArray[np.float32], centroids: NDArray[np.floa
         ``(n,)`` int64 in ``[0, k)``.
     """
     codes = np.empty(len(vectors), dtype=np.int64)
-    order = np.lexsort(prefixes.T[::-1])
+    # a table of one level has empty prefixes, all alike, and nothing to sort by
+    order = np.lexsort(prefixes.T[::-1]) if prefixes.shape[1] else np.arange(len(vectors))
     changes = (prefixes[order][1:] != prefixes[order][:-1]).any(axis=1)
     for group in np.split(order, np.flatnonzero(changes) + 1):
         for begin in range(0, len(group), len(centroids)):

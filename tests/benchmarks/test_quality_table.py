@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -140,3 +141,16 @@ def test_every_table_names_known_rows_and_has_its_reference_among_them():
     for table in TABLES.values():
         assert set(table.configurations) <= set(CONFIGURATIONS) and table.reference in table.configurations
         assert len(set(table.configurations)) == len(table.configurations) and len(table.seeds) >= 3
+
+
+def test_the_notes_say_how_many_beams_the_joint_scores_rank():
+    from benchmarks.quality.collect import _joint_beams
+
+    def row(scores, **evaluation):
+        run = SimpleNamespace(results={"config": {"evaluation": {"joint_beams": 200, "num_beams": 50, **evaluation}}})
+        return SimpleNamespace(scores=scores, group=SimpleNamespace(runs=[run]))
+
+    joint, item = ("joint", "generative", "item"), ("item",)
+    assert _joint_beams([row(item), row(joint)]) == " (joint: 200)"
+    assert _joint_beams([row(joint), row(joint, num_beams=500)]) == " (joint: 200, 500)"
+    assert _joint_beams([row(item)]) == ""

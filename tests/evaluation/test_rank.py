@@ -10,7 +10,7 @@ import torch
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, EvaluationConfig, ModelConfig
 from gbla_rec.data.batch import Collator, feature_names
 from gbla_rec.data.histories import HistoryBatch
-from gbla_rec.evaluation.rank import Search, search_batch
+from gbla_rec.evaluation.rank import Score, Search, search_batch
 from gbla_rec.models.embeddings import initialize_tables, item_tables
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.retrieval.beam_search import BeamResult
@@ -28,7 +28,7 @@ MODEL = ModelConfig(
 SEEN = [[3, 4, 5, 6, 7], [9]]
 
 
-def searched(exclude_history: bool, num_results: int = NUM_ITEMS, **settings: Any) -> dict[Any, BeamResult]:
+def searched(exclude_history: bool, num_results: int = NUM_ITEMS, only: Score | None = None, **settings: Any) -> dict[Any, BeamResult]:
     torch.manual_seed(0)
     tables = item_tables(EMBEDDING, {}, torch.device("cpu"))
     initialize_tables(tables, 0)
@@ -56,7 +56,7 @@ def searched(exclude_history: bool, num_results: int = NUM_ITEMS, **settings: An
     parts: Any = SimpleNamespace(config=SimpleNamespace(evaluation=evaluation, model=MODEL), retriever=model, device=torch.device("cpu"))
     vectors = model.item_vectors(collator.item_features(items), items)
     trie, search = PrefixTrie.from_codes(codes, WIDTHS), Search(evaluation.num_beams, exclude_history)
-    return search_batch(parts, trie, histories, model.encode(collator(histories)), vectors, search, num_results)
+    return search_batch(parts, trie, histories, model.encode(collator(histories)), vectors, search, num_results, only)
 
 
 @pytest.mark.parametrize("exclude_history", [True, False])
@@ -85,3 +85,24 @@ def test_joint_candidates_are_the_items_of_their_own_number_of_beams() -> None:
         candidates = searched(False, num_candidates, num_beams=num_candidates, cutoffs=(2,))["generative"].items.tolist()
         expected = [[place for place in order if place in among][:3] for order, among in zip(item, candidates, strict=True)]
         assert joint == expected, joint_beams
+
+
+def test_one_score_is_found_without_the_searches_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gbla_rec.evaluation import rank
+
+    beams: list[int] = []
+    search_beams = rank.generate_items
+
+    def count(*arguments: Any, **options: Any) -> BeamResult:
+        beams.append(options["num_beams"])
+        return search_beams(*arguments, **options)
+
+    monkeypatch.setattr(rank, "generate_items", count)
+    scores: tuple[Score, ...] = ("joint", "generative", "item")
+    whole = searched(False, joint_beams=70)
+    assert beams == [50, 70]
+    for score, expected in zip(scores, ([70], [50], []), strict=True):
+        beams.clear()
+        alone = searched(False, only=score, joint_beams=70)
+        assert list(alone) == [score] and torch.equal(alone[score].items, whole[score].items)
+        assert beams == expected

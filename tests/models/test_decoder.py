@@ -139,6 +139,13 @@ def test_a_decoder_of_one_layer_numbers_no_parameter_and_a_deeper_one_only_those
     assert all(three[name].shape == parameter.shape for name, parameter in one.items())
 
 
+def test_layers_of_a_deeper_decoder_add_less_so_that_the_stream_keeps_its_variance() -> None:
+    one, four = (decoder_of(num_layers)._layers[0] for num_layers in (1, 4))
+    for name in ("self_output", "cross_output"):
+        spread = [float(getattr(layer, name).weight.std()) for layer in (one, four)]
+        assert spread[1] == pytest.approx(spread[0] / 2, rel=0.2), name
+
+
 def test_loaded_and_moved_weights_are_those_that_decode() -> None:
     source, codes = decoder_of(3), random_codes(6)
     copied = copy.deepcopy(source)

@@ -172,6 +172,17 @@ def test_queries_of_a_search_score_as_the_loss_does() -> None:
     assert relative_error(model(batch)[1], expected) < 1e-6
 
 
+def test_candidates_follow_the_history_and_have_no_context() -> None:
+    config = dataclasses.replace(CONFIG, item_head=ItemHeadConfig(num_sampled=5))
+    batch = collate(config, histories(ROWS, TARGETS))
+    assert batch.queries is not None
+    *hashes, context = (batch.features[name].values() for name in feature_names(EMBEDDING))
+    alone = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=3).item_features(torch.cat([batch.items, batch.queries.candidates]))
+    for values, name in zip(hashes, feature_names(EMBEDDING), strict=False):
+        assert torch.equal(values, alone[name].values())
+    assert context.tolist() == [item % 2 for row in ROWS for item in row] + [0] * batch.queries.candidates.numel()
+
+
 def test_a_search_looks_up_histories_alone_and_finds_the_same_queries() -> None:
     model = retriever(CONFIG).eval()
     maker = QueryMaker(CONFIG.item_head, NUM_ITEMS, None, seed=3)
@@ -322,6 +333,17 @@ def test_an_item_vector_has_no_context() -> None:
     rows[2] = torch.zeros_like(rows[2])
     expected = model.history.input(rows, model.history.item_codes[items], model.history.item_features[items])
     assert torch.equal(vectors, expected)
+
+
+def test_a_decoder_that_is_not_there_asks_for_nothing() -> None:
+    encoder = dataclasses.replace(CONFIG.encoder, model_dim=600, num_heads=4)
+    heads = {"encoder": encoder, "embedding": EMBEDDING}
+    assert retriever(ModelConfig(objective="item", decoder=DecoderConfig(num_heads=7), **heads)).history.decoder is None
+    # heads of 600 columns, for which there is no kernel
+    assert ModelConfig(objective="item", decoder=DecoderConfig(num_heads=1), **heads).kernels_on("cuda") == "triton"
+    assert ModelConfig(objective="joint", decoder=DecoderConfig(num_heads=1), **heads).kernels_on("cuda") == "reference"
+    with pytest.raises(ValueError, match=r"DecoderConfig\.num_heads must divide"):
+        ModelConfig(objective="joint", decoder=DecoderConfig(num_heads=7), **heads)
 
 
 def test_heads_that_would_see_their_targets_are_refused() -> None:

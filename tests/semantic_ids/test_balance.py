@@ -58,14 +58,18 @@ def test_moving_the_centroids_lowers_the_cost_at_the_same_capacity() -> None:
     assert cost[1] < 0.9 * cost[0]
 
 
-@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6))
-def test_codes_under_a_prefix_are_distinct_and_the_cheapest_such(sizes: list[int]) -> None:
-    prefixes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))[:, None]
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6), num_levels=st.integers(0, 2))
+@example(sizes=[6], num_levels=0)
+def test_codes_under_a_prefix_are_distinct_and_the_cheapest_such(sizes: list[int], num_levels: int) -> None:
+    numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    # two codes of which neither alone tells prefixes apart, one, or none: then all are alike
+    prefixes = np.stack([numbers // 2, numbers % 2], axis=1) if num_levels == 2 else numbers[:, None][:, :num_levels]
+    sizes, numbers = (sizes, numbers) if num_levels else ([sum(sizes)], np.zeros_like(numbers))
     vectors, centroids = skewed(len(prefixes)), skewed(4, seed=1)
     codes = distinct_last_codes(vectors, centroids, prefixes)
     distances = squared(vectors, centroids)
     for prefix, size in enumerate(sizes):
-        group = np.flatnonzero(prefixes[:, 0] == prefix)
+        group = np.flatnonzero(numbers == prefix)
         # a prefix of more items than codes uses each code before it uses one twice
         assert len(set(codes[group])) == min(size, 4) and np.bincount(codes[group]).max() == -(-size // 4)
         if size <= 4:

@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gbla_kernels import Backend, JaggedLayout
-from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, forward_multiply_adds
+from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ItemHeadConfig, ModelConfig, forward_multiply_adds
+from gbla_rec.data.item_queries import ItemQueries
 from gbla_rec.models.layers import PROJECTION_MULTIPLE
 from gbla_rec.models.retriever import HistoryModel
 from gbla_rec.training import model_flops
@@ -43,6 +44,47 @@ def test_the_count_is_that_of_the_products(pattern: str, num_repeats: int) -> No
     padding = -(4 * DIM + HEADS) % PROJECTION_MULTIPLE
     padded = 3 * 2 * sizes.tokens * DIM * padding * config.encoder.layers.count("G")
     assert training_flops(config, WIDTHS, sizes) == pytest.approx(counted(config) - padded, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "num_candidates", "num_scores", "uncounted"),
+    [
+        (ItemHeadConfig(), 50, 8 * 50, 0),
+        # the product with the item asked for is a sum, which torch's counter does not know
+        (ItemHeadConfig(num_sampled=20), 8 + 20, 8 * (1 + 20), 8),
+        (ItemHeadConfig(loss="bce", num_sampled=3), 8 * (1 + 3), 8 * (1 + 3), 8),
+    ],
+)
+def test_the_count_of_the_item_level_head_is_that_of_its_products(
+    head: ItemHeadConfig, num_candidates: int, num_scores: int, uncounted: int
+) -> None:
+    config = ModelConfig(
+        embedding=EmbeddingConfig(dim=TABLE_DIM, semantic_code_dim=4),
+        encoder=EncoderConfig(model_dim=DIM, num_heads=HEADS, pattern="S", ffn_dim=96),
+        objective="item",
+        item_head=head,
+    )
+    num_targets = sum(TARGETS)
+    shared = head.num_sampled if head.loss == "softmax" else 0
+    places = torch.arange(num_targets)
+    queries = ItemQueries(places, places, torch.randint(0, 50, (num_candidates,)), torch.zeros(shared))
+    assert queries.num_scores(head.loss) == num_scores
+    model = HistoryModel(config, ["a", "b"], torch.zeros(50, len(WIDTHS), dtype=torch.int64), WIDTHS, Backend.REFERENCE)
+    layout, code_layout = (JaggedLayout.from_lengths(rows) for rows in (LENGTHS, [len(WIDTHS) * count for count in TARGETS]))
+    rows = [torch.randn(sum(LENGTHS) + num_candidates, TABLE_DIM, requires_grad=True) for _ in range(2)]
+    items, targets = torch.randint(0, 50, (sum(LENGTHS),)), torch.randint(0, 50, (num_targets,))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.target_nll(rows, items, items, targets, targets, layout, code_layout, queries).sum().backward()
+    sizes = batch_sizes(
+        layout,
+        code_layout,
+        num_targets,
+        config.encoder.window,
+        num_queries=num_targets,
+        num_candidates=num_candidates,
+        num_scores=queries.num_scores(head.loss),
+    )
+    assert training_flops(config, WIDTHS, sizes) - 3 * 2 * uncounted * DIM == counter.get_total_flops()
 
 
 def test_a_window_counts_the_pairs_that_it_sees() -> None:
