@@ -148,7 +148,7 @@ class TrainingStep:
         codes = torch.stack([torch.randint(0, width, (sizes.num_items,), generator=generator) for width in sizes.widths], dim=1)
         optimizer = OptimizerConfig()
         tokens = max(sizes.budgets) * dist.get_world_size()
-        self.model = sharded_retriever(self.config, optimizer, {}, codes, sizes.widths, tokens_per_batch=tokens, seed=0, device=device)
+        self.model = sharded_retriever(self.config, optimizer, {}, codes, sizes.widths, lookups_per_batch=tokens, seed=0, device=device)
         self.history = unwrap(self.model).history
         dense = [(name, parameter) for name, parameter in unwrap(self.model).named_parameters() if name.startswith("history.")]
         self.optimizer = DenseOptimizer(dense, optimizer, num_steps=1_000_000)

@@ -129,7 +129,8 @@ def plan_cluster(config: RunConfig, cluster: Cluster, catalogue: Catalogue) -> C
     """
     started = time.process_time()
     tables = planned_tables(config.model.embedding, config.optimizer, catalogue.context_sizes)
-    request = PlanRequest(nn.ModuleDict({"tables": tables}), config.model.embedding, cluster, config.stream.tokens_per_batch)
+    lookups = config.lookups_per_batch(catalogue.num_items, cluster.world_size)
+    request = PlanRequest(nn.ModuleDict({"tables": tables}), config.model.embedding, cluster, lookups)
     plan = plan_tables(request)
     memories = rank_memories(plan)
     shapes = _dense_shapes(config, catalogue)

@@ -44,7 +44,7 @@ class PlanRequest:
         model: holds one ``EmbeddingCollection`` on meta; its path in the plan is its path in ``model``.
         embedding: allowed sharding types, kernels, reserve.
         cluster: the ranks.
-        tokens_per_batch: tokens of a global batch; every token looks up one row of each table.
+        tokens_per_batch: items that a global batch looks up, one row of each table: its tokens, and candidates of an item-level head.
     """
 
     model: nn.Module

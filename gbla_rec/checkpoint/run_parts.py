@@ -66,7 +66,7 @@ class RunParts:
             dataset.context_sizes(),
             semantic_ids.codes,
             semantic_ids.widths,
-            tokens_per_batch=config.stream.tokens_per_batch,
+            lookups_per_batch=config.lookups_per_batch(semantic_ids.num_items, dist.get_world_size()),
             seed=config.seed,
             device=device,
             item_features=torch.from_numpy(load_item_features(ids_dir, semantic_ids.num_items)) if embedding.item_features else None,

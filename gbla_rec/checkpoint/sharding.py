@@ -30,7 +30,7 @@ def sharded_retriever(
     item_codes: Tensor,
     widths: tuple[int, ...],
     *,
-    tokens_per_batch: int,
+    lookups_per_batch: int,
     seed: int,
     device: torch.device,
     item_features: Tensor | None = None,
@@ -46,7 +46,7 @@ def sharded_retriever(
         context_sizes: values of each context column of the dataset.
         item_codes: ``(N, C)`` int64 semantic IDs.
         widths: codes of each level, ``C`` entries.
-        tokens_per_batch: tokens of a global batch, from which the planner estimates what ranks exchange.
+        lookups_per_batch: items that a global batch looks up, from which the planner estimates what ranks exchange.
         seed: of all weights.
         device: of this rank.
         item_features: ``(N, F)`` fp32, where the model reads them.
@@ -63,7 +63,7 @@ def sharded_retriever(
             tables, model, feature_names(model.embedding), item_codes, widths, backend=backend, item_features=item_features
         )
     retriever.history.to(device)
-    request = PlanRequest(retriever, model.embedding, Cluster.current(device), tokens_per_batch)
+    request = PlanRequest(retriever, model.embedding, Cluster.current(device), lookups_per_batch)
     plan = on_first_rank(lambda: plan_tables(request).sharding_plan)
     require_memory(plan, retriever.history, device, model.embedding.cache_load_factor)
     sharders: list[ModuleSharder[nn.Module]] = [table_sharder(model.embedding, device.type)]  # type: ignore[list-item]

@@ -32,3 +32,19 @@ class RunConfig:
             require_plain_name(f"RunConfig.{argument}", value)
         has_query = not self.model.has_item_head or self.stream.min_history_length > 0
         require(has_query, "StreamConfig.min_history_length", "be positive where items are scored: an empty history has no query", 0)
+
+    def lookups_per_batch(self, num_items: int, world_size: int) -> int:
+        """Items whose rows a global batch looks up over all ranks, for estimates: its events, and what the item-level head scores.
+
+        Args:
+            num_items: ``N``.
+            world_size: ranks; each looks up shared candidates for itself.
+        """
+        events, head = self.stream.tokens_per_batch, self.model.item_head
+        if not self.model.has_item_head:
+            return events
+        if head.num_sampled == 0:
+            return events + world_size * num_items
+        # an item asked for each event, at most where a cut has fewer targets than events
+        asked = events * (1 + head.num_sampled) if head.loss == "bce" else events + world_size * head.num_sampled
+        return events + asked

@@ -47,6 +47,8 @@ def test_an_exchange_has_the_bytes_that_the_plan_foretells(run_ranks: Any, tiny_
 
     kinds = [("fp32", "row_wise"), ("fp32", "table_wise"), ("fp32", "column_wise"), ("bf16", "row_wise"), ("bf16", "table_wise")]
     configs = [with_embedding(tiny_run(), communication=kind, sharding=sharding, dim=256) for kind, sharding in kinds]
+    # each rank also looks up the 80 items of the catalogue
+    configs.append(dataclasses.replace(configs[0], model=dataclasses.replace(configs[0].model, objective="joint")))
 
     def measure(rank: int, world_size: int) -> list[tuple[Counter[torch.dtype], int]]:
         return [exchanged_bytes(config) for config in configs]
@@ -59,7 +61,8 @@ def test_an_exchange_has_the_bytes_that_the_plan_foretells(run_ranks: Any, tiny_
         dtype = torch.float32 if config.model.embedding.communication == "fp32" else torch.bfloat16
         sent = first[0] + second[0]
         # forward and backward
-        assert sent[dtype] == 2 * exchange.rows == 2 * tokens * 3 * 256 * dtype.itemsize
+        lookups = tokens + 2 * 80 * config.model.has_item_head
+        assert sent[dtype] == 2 * exchange.rows == 2 * lookups * 3 * 256 * dtype.itemsize
         assert set(sent) == {dtype, torch.int64}
         # the lengths of rows come on top of the ids
         assert 0 <= sent[torch.int64] - exchange.ids < 0.2 * exchange.ids
