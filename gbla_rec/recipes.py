@@ -32,8 +32,8 @@ def movielens_small() -> RunConfig:
     The last 10 films of each user are the test targets; films of the user's own history are never ranked. The encoder reads
     the newest 96 events: a film depends on the session around it, and short memories fit more steps into minutes.
 
-    Expect: Recall@10 .064 and Recall@50 .213 (most-popular .039 and .126, item-kNN .064 and .194) on 584 users, one seed, in
-    184 s on 2 CPU cores (Xeon, 2 gloo ranks). Command: ``gbla-rec demo``, or prepare, tokenize, train and evaluate with
+    Expect: Recall@10 .064 and Recall@50 .212 (most-popular .039 and .126, item-kNN .064 and .194) on 584 users, one seed, in
+    144 s on 2 CPU cores (Xeon, 2 gloo ranks). Command: ``gbla-rec demo``, or prepare, tokenize, train and evaluate with
     ``--recipe movielens_small``.
     """
     return RunConfig(
