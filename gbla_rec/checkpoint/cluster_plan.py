@@ -129,8 +129,9 @@ def plan_cluster(config: RunConfig, cluster: Cluster, catalogue: Catalogue) -> C
     """
     started = time.process_time()
     tables = planned_tables(config.model.embedding, config.optimizer, catalogue.context_sizes)
-    lookups = config.lookups_per_batch(catalogue.num_items, cluster.world_size)
-    request = PlanRequest(nn.ModuleDict({"tables": tables}), config.model.embedding, cluster, lookups)
+    modules = nn.ModuleDict({"tables": tables})
+    candidates = config.candidates_per_rank(catalogue.num_items)
+    request = PlanRequest(modules, config.model.embedding, cluster, config.lookups_per_batch, candidates)
     plan = plan_tables(request)
     memories = rank_memories(plan)
     shapes = _dense_shapes(config, catalogue)
@@ -217,7 +218,8 @@ def _summaries(plan: TablePlan) -> tuple[TableSummary, ...]:
 
 
 def _exchange(plan: TablePlan, dense: DenseMemory) -> ExchangeVolume:
-    cluster, tokens = plan.request.cluster, plan.request.tokens_per_batch
+    cluster = plan.request.cluster
+    lookups = plan.request.lookups_per_batch + cluster.world_size * plan.request.candidates_per_rank
     element_bytes = ELEMENT_BYTES[plan.request.embedding.communication]
     ids, sent = 0, [0.0] * cluster.world_size
     looked_up = looked_up_features(plan.request.embedding)
@@ -225,8 +227,8 @@ def _exchange(plan: TablePlan, dense: DenseMemory) -> ExchangeVolume:
         rows, _ = option.tensor.shape
         for shard in option.shards:
             assert shard.rank is not None
-            # the share of tokens whose row lies in this shard; every column shard of a row is asked for its part
-            share = tokens * shard.size[0] / rows
+            # the share of lookups whose row lies in this shard; every column shard of a row is asked for its part
+            share = lookups * shard.size[0] / rows
             ids += round(share * ID_BYTES)
             sent[shard.rank] += share * shard.size[1] * element_bytes
     return ExchangeVolume(

@@ -44,13 +44,20 @@ class PlanRequest:
         model: holds one ``EmbeddingCollection`` on meta; its path in the plan is its path in ``model``.
         embedding: allowed sharding types, kernels, reserve.
         cluster: the ranks.
-        tokens_per_batch: items that a global batch looks up, one row of each table: its tokens, and candidates of an item-level head.
+        lookups_per_batch: items that the ranks look up among them for a global batch, one row of each table.
+        candidates_per_rank: items that every rank looks up besides, for an item-level head.
     """
 
     model: nn.Module
     embedding: EmbeddingConfig
     cluster: Cluster
-    tokens_per_batch: int
+    lookups_per_batch: int
+    candidates_per_rank: int = 0
+
+    @property
+    def lookups_per_rank(self) -> int:
+        """Items that a rank looks up in a batch, on average."""
+        return self.cluster.tokens_per_rank(self.lookups_per_batch) + self.candidates_per_rank
 
     @property
     def kernels(self) -> list[str]:
@@ -116,7 +123,7 @@ def constraints(request: PlanRequest, tokens_per_rank: int | None = None) -> dic
         request: see ``PlanRequest``.
         tokens_per_rank: None takes the request's.
     """
-    tokens = tokens_per_rank if tokens_per_rank is not None else request.cluster.tokens_per_rank(request.tokens_per_batch)
+    tokens = tokens_per_rank if tokens_per_rank is not None else request.lookups_per_rank
     is_cached = EmbeddingComputeKernel.FUSED_UVM_CACHING.value in request.kernels
     one_table = ParameterConstraints(
         sharding_types=request.sharding_types,

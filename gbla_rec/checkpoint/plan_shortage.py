@@ -142,7 +142,7 @@ def _share(need: Need, fixed: Storage) -> float:
 
 def _exchange(request: PlanRequest, need: Need) -> Storage:
     """What the need owes to the tokens: as much as twice the tokens would add."""
-    doubled = _need(dataclasses.replace(request, tokens_per_batch=2 * request.tokens_per_batch), need.placement, need.sharding)
+    doubled = _need(dataclasses.replace(request, lookups_per_batch=2 * request.lookups_per_batch), need.placement, need.sharding)
     return Storage(hbm=doubled.used.hbm - need.used.hbm, ddr=doubled.used.ddr - need.used.ddr, ssd=0)
 
 

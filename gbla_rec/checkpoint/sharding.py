@@ -34,6 +34,7 @@ def sharded_retriever(
     seed: int,
     device: torch.device,
     item_features: Tensor | None = None,
+    candidates_per_rank: int = 0,
 ) -> DistributedModelParallel:
     """Build, plan, shard and initialise the retriever on the current process group.
 
@@ -46,10 +47,11 @@ def sharded_retriever(
         context_sizes: values of each context column of the dataset.
         item_codes: ``(N, C)`` int64 semantic IDs.
         widths: codes of each level, ``C`` entries.
-        lookups_per_batch: items that a global batch looks up, from which the planner estimates what ranks exchange.
+        lookups_per_batch: items that the ranks look up among them for a global batch, from which the planner estimates what they exchange.
         seed: of all weights.
         device: of this rank.
         item_features: ``(N, F)`` fp32, where the model reads them.
+        candidates_per_rank: items that every rank looks up besides.
 
     Raises:
         ValueError: on all ranks, if the tables do not fit the machines, or what is free of their memory now; states the bytes and
@@ -63,7 +65,7 @@ def sharded_retriever(
             tables, model, feature_names(model.embedding), item_codes, widths, backend=backend, item_features=item_features
         )
     retriever.history.to(device)
-    request = PlanRequest(retriever, model.embedding, Cluster.current(device), lookups_per_batch)
+    request = PlanRequest(retriever, model.embedding, Cluster.current(device), lookups_per_batch, candidates_per_rank)
     plan = on_first_rank(lambda: plan_tables(request).sharding_plan)
     require_memory(plan, retriever.history, device, model.embedding.cache_load_factor)
     sharders: list[ModuleSharder[nn.Module]] = [table_sharder(model.embedding, device.type)]  # type: ignore[list-item]

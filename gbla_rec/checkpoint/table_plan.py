@@ -73,7 +73,7 @@ def plan_tables(request: PlanRequest) -> TablePlan:
 
 def rank_memories(plan: TablePlan) -> list[RankMemory]:
     """The estimate of each rank; the parts of a rank add up to the planner's own number."""
-    tokens = plan.request.cluster.tokens_per_rank(plan.request.tokens_per_batch)
+    tokens = plan.request.lookups_per_rank
     rows = _by_rank(plan, estimate_storage(plan.request, is_inference=True))
     whole = _by_rank(plan, estimate_storage(plan.request))
     # the exchange is proportional to the tokens: what as many again would add

@@ -33,18 +33,18 @@ class RunConfig:
         has_query = not self.model.has_item_head or self.stream.min_history_length > 0
         require(has_query, "StreamConfig.min_history_length", "be positive where items are scored: an empty history has no query", 0)
 
-    def lookups_per_batch(self, num_items: int, world_size: int) -> int:
-        """Items whose rows a global batch looks up over all ranks, for estimates: its events, and what the item-level head scores.
-
-        Args:
-            num_items: ``N``.
-            world_size: ranks; each looks up shared candidates for itself.
-        """
+    @property
+    def lookups_per_batch(self) -> int:
+        """Items that the ranks look up among them for a global batch, for estimates: its events, and what is asked for each."""
         events, head = self.stream.tokens_per_batch, self.model.item_head
-        if not self.model.has_item_head:
+        if not self.model.has_item_head or head.num_sampled == 0:
             return events
-        if head.num_sampled == 0:
-            return events + world_size * num_items
         # an item asked for each event, at most where a cut has fewer targets than events
-        asked = events * (1 + head.num_sampled) if head.loss == "bce" else events + world_size * head.num_sampled
-        return events + asked
+        return events * (2 + (head.num_sampled if head.loss == "bce" else 0))
+
+    def candidates_per_rank(self, num_items: int) -> int:
+        """Items that every rank looks up for itself in each batch: the catalogue of ``num_items``, or negatives that all share."""
+        head = self.model.item_head
+        if not self.model.has_item_head or head.loss == "bce":
+            return 0
+        return head.num_sampled or num_items

@@ -68,7 +68,7 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
     parts = RunParts.open(config, device)
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
-    rankings = rank_searches(parts, trie, "test", _searches(config.evaluation))
+    rankings = rank_searches(parts, trie, "test", _searches(config))
 
     def write_results() -> dict[str, Any]:
         chosen = {"run": str(run_dir), "checkpoint": best.path.name, "shortlist_validation_recall": shortlist}
@@ -81,11 +81,19 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
     return on_first_rank(write_results)
 
 
-def _searches(config: EvaluationConfig) -> list[Search]:
+def _searches(config: RunConfig) -> list[Search]:
     """The main search, the other treatment of the history, and the sweep, each once."""
-    main = Search.of(config)
-    others = [Search(config.num_beams, not config.exclude_history)] if config.both_histories else []
-    return list(dict.fromkeys([main, *others, *(Search(beams, config.exclude_history) for beams in config.beam_sweep)]))
+    settings = config.evaluation
+    main = Search.of(settings)
+    others = [Search(settings.num_beams, not settings.exclude_history)] if settings.both_histories else []
+    swept = [_swept(settings, beams) for beams in settings.beam_sweep] if config.model.has_decoder else []
+    return list(dict.fromkeys([main, *others, *swept]))
+
+
+def _swept(settings: EvaluationConfig, beams: int) -> Search:
+    """The search of a sweep: the main one at its own number of beams, else the one score that depends on that number."""
+    main = Search.of(settings)
+    return main if beams == main.num_beams else Search(beams, settings.exclude_history, "generative")
 
 
 def _results(run_dir: Path, config: RunConfig, dataset: PreparedDataset, rankings: ModelRankings) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def _results(run_dir: Path, config: RunConfig, dataset: PreparedDataset, ranking
         "slices": columns[0]["slices"],
         "other_history": columns[1] if settings.both_histories else None,
         "beam_sweep": [
-            {"num_beams": beams, "methods": sweep_results(rankings[Search(beams, settings.exclude_history)], names, beams, settings)}
+            {"num_beams": beams, "methods": sweep_results(rankings.get(_swept(settings, beams), {}), names, beams, settings)}
             for beams in settings.beam_sweep
         ],
         "per_user": write_per_user(run_dir, users.frame(), per_user),

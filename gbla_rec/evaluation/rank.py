@@ -44,10 +44,14 @@ def scores_of(model: ModelConfig) -> tuple[Score, ...]:
 
 @dataclass(frozen=True)
 class Search:
-    """How a model's ranking is made: the beams of each level, and whether items of the own history are left out (exactly)."""
+    """How a model's ranking is made: the beams of each level, whether items of the own history are left out (exactly), and by what.
+
+    ``only`` one score spares the searches of others; None: all scores of the model.
+    """
 
     num_beams: int
     exclude_history: bool
+    only: Score | None = None
 
     @classmethod
     def of(cls, config: EvaluationConfig) -> "Search":
@@ -113,11 +117,11 @@ def rank_searches(
                     found.setdefault((search, score), []).append(_ranked(histories, result.items.cpu().numpy()))
     gathered: list[dict[tuple[Search, Score], list[RankedUsers]]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, found)
-    # a rank without users knows no scores
-    scores = next(list(dict.fromkeys(score for _, score in rank)) for rank in gathered if rank)
+    model = parts.config.model
     return {
         search: {
-            score: _in_user_order([part for rank in gathered for part in rank.get((search, score), [])], num_results) for score in scores
+            score: _in_user_order([part for rank in gathered for part in rank.get((search, score), [])], num_results)
+            for score in (scores_of(model) if search.only is None else (search.only,))
         }
         for search in searches
     }
@@ -131,7 +135,6 @@ def search_batch(
     vectors: Tensor | None,
     search: Search,
     num_results: int,
-    only: Score | None = None,
 ) -> dict[Score, BeamResult]:
     """Rank items for one batch by each score of the model, the main one first.
 
@@ -141,12 +144,11 @@ def search_batch(
         histories: of ``U`` users.
         encoded: the same, encoded.
         vectors: ``(N, D)`` from ``parts.item_vectors``, for a model with an item-level head.
-        search: beams, and whether the own history is left out.
+        search: beams, whether the own history is left out, and one score or all.
         num_results: ``R``.
-        only: one score of the model, which spares the searches of others; None: all.
     """
     config = parts.config.evaluation
-    wanted = scores_of(parts.config.model) if only is None else (only,)
+    wanted = scores_of(parts.config.model) if search.only is None else (search.only,)
     denied = _Denied.of(histories, parts.device) if search.exclude_history else _Denied()
     found: dict[Score, BeamResult] = {}
     if "generative" in wanted:

@@ -110,8 +110,8 @@ class Recommender:
         self.parts.model.eval()
         with self.parts.autocast():
             encoded = self.parts.retriever.encode(self.parts.collator(histories, with_queries=False).to(self.parts.device))
-            search = Search(max(config.evaluation.num_beams, count), exclude_history)
-            result = search_batch(self.parts, self.trie, histories, encoded, self.vectors, search, count, self.score)[self.score]
+            search = Search(max(config.evaluation.num_beams, count), exclude_history, self.score)
+            result = search_batch(self.parts, self.trie, histories, encoded, self.vectors, search, count)[self.score]
         ranked = [item for item in result.items[0].tolist() if item >= 0]
         return Recommendation(
             history_titles=[self.titles[item] for item in items],

@@ -71,6 +71,9 @@ def test_a_table_is_trained_evaluated_and_reported_and_done_only_once(tiny_works
     assert figures["sgg", "Recall@5"]["difference"] == pytest.approx(means["sgg"] - means["sss"])
     assert "difference" not in figures["sss", "Recall@5"] and ("item-kNN", "Recall@5") in figures
     assert [line["configuration"] for line in report["rows"]] == ["sgg", "sss", "most-popular", "item-kNN"]
+    pairs = {line["metric"]: line for line in report["tables"]["Main scores, row against row"]}
+    assert {(line["first"], line["second"]) for line in pairs.values()} == {("sgg (generative)", "sss (generative)")}
+    assert pairs["Recall@5"]["difference"] == f"{means['sgg'] - means['sss']:+.4f}"
     assert all(line["train s"] > 1 and line["evaluate s"] > 1 for line in report["tables"]["Cost"])
     text = (tmp_path / "quality_tiny_tiny.md").read_text()
     assert "hybrid SGG" in text and "Unfinished" not in text and "benchmarks.quality.run tiny --dataset tiny" in text

@@ -221,3 +221,14 @@ def test_a_planned_checkpoint_is_as_large_as_a_real_one(run_ranks: Any, tiny_run
     # torch.save puts some 2 KB around each of the 180 tensors
     assert 0 <= sum(data) - (size.total - size.metadata) < 180 * 2_500
     assert abs(max(data) - size.largest_rank) < 180 * 2_500
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_candidates_of_every_rank_take_the_memory_of_as_many_tokens_a_rank(world_size: int) -> None:
+    cluster = dataclasses.replace(CPUS, world_size=world_size)
+    embedding = EmbeddingConfig(rows_per_table=10_000, dim=64)
+    with_candidates = dataclasses.replace(request(embedding, cluster, 8_000), candidates_per_rank=500)
+    as_tokens = request(embedding, cluster, 8_000 + world_size * 500)
+    without = request(embedding, cluster, 8_000)
+    found, expected, less = (rank_memories(plan_tables(made))[0].exchange for made in (with_candidates, as_tokens, without))
+    assert found == expected and found.host > less.host

@@ -1,10 +1,14 @@
 """A beam sweep shows what depends on the number of beams, and nothing else."""
 
-import numpy as np
+from typing import Any
 
-from gbla_rec.config import EvaluationConfig
+import numpy as np
+import pytest
+
+from gbla_rec.config import EvaluationConfig, ModelConfig, RunConfig
 from gbla_rec.evaluation.columns import sweep_results
-from gbla_rec.evaluation.rank import RankedUsers
+from gbla_rec.evaluation.evaluate import _searches
+from gbla_rec.evaluation.rank import RankedUsers, Search
 from gbla_rec.evaluation.table import sweep_rows
 
 
@@ -25,3 +29,11 @@ def test_a_sweep_shows_the_generative_score_alone_at_the_cutoffs_that_beams_fill
     assert sweep_results({"item": ranked(1)}, {"item": "run"}, 3, settings) == {}
     results = {"scores": names, "methods": {"run": {"Recall@2": {}}}, "beam_sweep": [{"num_beams": 3, "methods": found}]}
     assert sweep_rows(results) == (["run (generative), Recall@2"], [["3", "1.0000 (1.0000-1.0000)"]])
+
+
+@pytest.mark.parametrize(("objective", "swept"), [("generative", [3, 200]), ("joint", [3, 200]), ("item", [])])
+def test_a_sweep_searches_once_for_each_number_of_beams_and_for_the_generative_score_alone(objective: Any, swept: list[int]) -> None:
+    evaluation = EvaluationConfig(num_beams=50, both_histories=True, beam_sweep=(3, 50, 200))
+    config = RunConfig(name="a", dataset="a", model=ModelConfig(objective=objective), evaluation=evaluation)
+    expected = [Search(50, False), Search(50, True), *(Search(beams, False, "generative") for beams in swept)]
+    assert _searches(config) == expected

@@ -55,8 +55,8 @@ def searched(exclude_history: bool, num_results: int = NUM_ITEMS, only: Score | 
     evaluation = EvaluationConfig(**{"num_beams": 50, "joint_beams": 40, **settings})
     parts: Any = SimpleNamespace(config=SimpleNamespace(evaluation=evaluation, model=MODEL), retriever=model, device=torch.device("cpu"))
     vectors = model.item_vectors(collator.item_features(items), items)
-    trie, search = PrefixTrie.from_codes(codes, WIDTHS), Search(evaluation.num_beams, exclude_history)
-    return search_batch(parts, trie, histories, model.encode(collator(histories)), vectors, search, num_results, only)
+    trie, search = PrefixTrie.from_codes(codes, WIDTHS), Search(evaluation.num_beams, exclude_history, only)
+    return search_batch(parts, trie, histories, model.encode(collator(histories)), vectors, search, num_results)
 
 
 @pytest.mark.parametrize("exclude_history", [True, False])

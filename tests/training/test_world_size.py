@@ -133,8 +133,11 @@ def test_item_level_scores_see_one_curve_too_and_the_run_is_evaluated_by_every_s
     assert first["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-3)
     assert first["table_norm"] == pytest.approx(alone["table_norm"], rel=1e-4)
     assert first["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE)
-    results = run_ranks(evaluate_run, 1, first["run_dir"])[0]
-    assert run_ranks(evaluate_run, 2, first["run_dir"]) == [results] * 2
+    results = run_ranks(evaluate_run, 1, first["run_dir"], (3, 10))[0]
+    assert run_ranks(evaluate_run, 2, first["run_dir"], (3, 10)) == [results] * 2
+    few, configured = (row["methods"] for row in results["beam_sweep"])
+    assert list(few) == list(configured) == ["tiny (generative)"]
+    assert configured["tiny (generative)"]["Recall@5"]["mean"] == results["methods"]["tiny (generative)"]["Recall@5"]["mean"]
     assert list(results["scores"]) == ["joint", "generative", "item"]
     assert list(results["methods"])[:3] == list(results["scores"].values())
     main, item = run_ranks(recommended_items, 1, first["run_dir"])[0]
@@ -157,10 +160,12 @@ def recommended_items(rank: int, world_size: int, run_dir: str) -> list[dict[str
     return [dataclasses.asdict(recommender.for_user("3", 5)) for recommender in opened]
 
 
-def evaluate_run(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
+def evaluate_run(rank: int, world_size: int, run_dir: str, beam_sweep: tuple[int, ...] = ()) -> dict[str, Any]:
+    from gbla_rec.checkpoint.run_directory import read_config
     from gbla_rec.evaluation.evaluate import evaluate
 
-    return evaluate(Path(run_dir), device=torch.device("cpu"))
+    settings = dataclasses.replace(read_config(Path(run_dir)).evaluation, beam_sweep=beam_sweep)
+    return evaluate(Path(run_dir), device=torch.device("cpu"), settings=settings)
 
 
 @pytest.mark.usefixtures("tiny_workspace")
