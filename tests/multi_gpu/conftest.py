@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,8 @@ def curves(num_ranks: int) -> list[dict[str, Any]]:
 
 
 EVALUATED = {"name": "evaluation", "kind": "evaluate", "run": "bf16_row_wise_2"}
+COPY = "copy"
+"""Name of a copy of that run."""
 
 
 class Launch:
@@ -239,21 +242,32 @@ def alone(first_launches: dict[str, Launch]) -> Results:
 
 @pytest.fixture(scope="session")
 def on_two(launcher: Launcher, first_launches: dict[str, Launch], alone: Results) -> Results:
-    for launch in first_launches.values():
-        # evaluation is timed: nothing runs beside it
-        launch.wait()
+    first_launches["terminated"].wait()
     stopped = [training(f"2 to {ranks}", last_step=STOP_AT) for ranks in (1, 4)]
     resumed = [training("1 to 2", resume=True), training("terminated", resume=True)]
     return launcher(2, [*curves(2), *stopped, *resumed, EVALUATED]).results()
 
 
 @pytest.fixture(scope="session")
-def on_one_after_two(launcher: Launcher, on_two: Results) -> Results:
-    return launcher(1, [training("2 to 1", resume=True), EVALUATED]).results()
+def last_launches(launcher: Launcher, on_two: Results) -> dict[int, Launch]:
+    """What goes on from two ranks, at once, by number of ranks."""
+    on_one = [training("2 to 1", resume=True), EVALUATED | {"run": COPY}]
+    # both write into the run that they evaluate
+    run = next(iter((launcher.workspace / "runs" / EVALUATED["run"]).iterdir()))
+    shutil.copytree(run, launcher.workspace / "runs" / COPY / run.name)
+    launches = {1: launcher(1, on_one)}
+    if num_devices() >= 4:
+        launches[4] = launcher(4, [*curves(4), training("2 to 4", resume=True), EVALUATED])
+    return launches
 
 
 @pytest.fixture(scope="session")
-def on_four(launcher: Launcher, on_two: Results) -> Results:
-    if num_devices() < 4:
+def on_one_after_two(last_launches: dict[int, Launch]) -> Results:
+    return last_launches[1].results()
+
+
+@pytest.fixture(scope="session")
+def on_four(last_launches: dict[int, Launch]) -> Results:
+    if 4 not in last_launches:
         pytest.skip("needs four CUDA devices")
-    return launcher(4, [*curves(4), training("2 to 4", resume=True), EVALUATED]).results()
+    return last_launches[4].results()

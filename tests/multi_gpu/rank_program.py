@@ -136,29 +136,12 @@ def logged(run_dir: Path) -> dict[str, Any]:
 
 
 def evaluate_job(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Evaluate the newest run of a name: ``results.json`` as text, seconds of everything, and of beam search over the test users."""
+    """Evaluate the newest run of a name: ``results.json`` without the place of the run."""
     run_dir = workspace.latest_run_dir(job["run"], with_checkpoint=True)
-    beam_search: list[float] = []
-
-    def timed(rank_searches: Any) -> Any:
-        def rank_and_time(*arguments: Any) -> Any:
-            dist.barrier()
-            started = time.perf_counter()
-            ranked = rank_searches(*arguments)
-            beam_search.append(time.perf_counter() - started)
-            return ranked
-
-        return rank_and_time
-
-    started = time.perf_counter()
-    with replaced(evaluation, "rank_searches", timed):
-        evaluation.evaluate(run_dir, device=device)
-    return {
-        "results": (run_dir / "results.json").read_text(),
-        "seconds": time.perf_counter() - started,
-        # of the test users; the choice of the checkpoint came before, and warmed up
-        "beam_search_seconds": beam_search[-1],
-    }
+    evaluation.evaluate(run_dir, device=device)
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results.pop("run") == str(run_dir)
+    return {"results": results}
 
 
 if __name__ == "__main__":
