@@ -32,8 +32,8 @@ TIMED = 2
 TIMEOUT_SECONDS = 1_200
 NOTES = (
     "Encoding, and beam search of every test user by every score of the model, shared by the ranks: {users:,} users, {items:,} items, "
-    f"{{beams}} beams{{joint}}; one pass to warm up, then the shorter of {TIMED}, between barriers. start: seconds from launch to the loaded "
-    "checkpoint. same as one rank: the ranked items of every user and score are the same, by their digest, and so is every metric."
+    f"{{beams}} beams{{joint}}; one pass to warm up, then the shorter of {TIMED}, between barriers. start: seconds from launch to "
+    "the loaded checkpoint. same as one rank: so are the ranked items of every user and score, by their digest, and the metrics."
 )
 
 

@@ -5,13 +5,20 @@
 import torch
 from torch import Tensor, nn
 
+from gbla_kernels import Backend
 from gbla_rec.config import EmbeddingConfig
 from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.layers import initialized_linear
 
 
 def token_input(
-    config: EmbeddingConfig, features: list[str], code_widths: tuple[int, ...], model_dim: int, feature_dim: int = 0
+    config: EmbeddingConfig,
+    features: list[str],
+    code_widths: tuple[int, ...],
+    model_dim: int,
+    *,
+    feature_dim: int = 0,
+    backend: Backend = Backend.REFERENCE,
 ) -> "HistoryInput | CodeInput":
     """The input layer that ``config.tokens`` asks for.
 
@@ -21,10 +28,11 @@ def token_input(
         code_widths: codes of each level, ``C`` entries.
         model_dim: ``D``.
         feature_dim: ``F``, width of the item features; 0: there are none.
+        backend: of the dropouts.
     """
     if config.tokens == "codes":
         return CodeInput(features, config.num_item_tables, config.dim, code_widths, model_dim)
-    return HistoryInput(features, config, code_widths, model_dim, feature_dim=feature_dim)
+    return HistoryInput(features, config, code_widths, model_dim, feature_dim=feature_dim, backend=backend)
 
 
 class CodeInput(nn.Module):

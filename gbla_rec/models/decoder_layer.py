@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed
+from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention_packed, keyed_dropout
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
-from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import RMSNorm, SwiGLU, initialized_linear
 
 FIRST_SALT = 1001
@@ -91,6 +90,8 @@ class DecoderLayer(nn.Module):
         else:
             key, value = key_value.unbind(1)
             attended = jagged_attention(query, key, value, layout, memory.layout)
-        dropout, salt = self.config.dropout, FIRST_SALT + 2 * self.index
-        x = x + keyed_dropout(self.cross_output(attended.flatten(1)), keys, dropout, salt)
-        return x + keyed_dropout(self.ffn(self.ffn_norm(x)), keys, dropout, salt + 1)
+        x = self._add(x, self.cross_output(attended.flatten(1)), keys, 2 * self.index)
+        return self._add(x, self.ffn(self.ffn_norm(x)), keys, 2 * self.index + 1)
+
+    def _add(self, x: Tensor, update: Tensor, keys: Tensor | None, salt: int) -> Tensor:
+        return keyed_dropout(update, keys, self.config.dropout, FIRST_SALT + salt, residual=x, backend=self.backend)

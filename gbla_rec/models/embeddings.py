@@ -14,10 +14,10 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from gbla_kernels import JaggedLayout
+from gbla_kernels.keyed_dropout.reference import mix64, wrap64
 from gbla_rec.config import EmbeddingConfig
 from gbla_rec.data.batch import context_feature, feature_names, hash_feature
 from gbla_rec.models.encoder import HybridEncoder
-from gbla_rec.models.keyed_dropout import mix64, wrap64
 
 FILL_ROWS = 1 << 16
 """Rows initialised at once: bounds the memory of initialising a large shard."""

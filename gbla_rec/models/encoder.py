@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels import Backend, JaggedLayout, keyed_dropout
 from gbla_rec.config import EncoderConfig
-from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, RMSNorm, SoftmaxAttention, SwiGLU
 from gbla_rec.models.step_parts import step_part
 
@@ -40,15 +39,18 @@ class EncoderBlock(nn.Module):
         self.mixer = mixer_of(letter, config, output_scale, backend)
         self.ffn_norm = RMSNorm(config.model_dim)
         self.ffn = SwiGLU(config.model_dim, config.resolved_ffn_dim, output_scale=output_scale)
-        self.dropout, self.index = config.dropout, index
+        self.dropout, self.index, self.backend = config.dropout, index, backend
         self.mixer_part = f"encoder.{letter}"
 
     def forward(self, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
         """``(L, D)`` to ``(L, D)``."""
         with step_part(self.mixer_part):
-            x = x + keyed_dropout(self.mixer(self.mixer_norm(x), layout), token_keys, self.dropout, 2 * self.index)
+            x = self._add(x, self.mixer(self.mixer_norm(x), layout), token_keys, 2 * self.index)
         with step_part("encoder.ffn"):
-            return x + keyed_dropout(self.ffn(self.ffn_norm(x)), token_keys, self.dropout, 2 * self.index + 1)
+            return self._add(x, self.ffn(self.ffn_norm(x)), token_keys, 2 * self.index + 1)
+
+    def _add(self, x: Tensor, update: Tensor, token_keys: Tensor | None, salt: int) -> Tensor:
+        return keyed_dropout(update, token_keys, self.dropout, salt, residual=x, backend=self.backend)
 
 
 class HybridEncoder(nn.Module):

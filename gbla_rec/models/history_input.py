@@ -5,8 +5,8 @@
 import torch
 from torch import Tensor, nn
 
+from gbla_kernels import Backend, keyed_dropout
 from gbla_rec.config import EmbeddingConfig
-from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.layers import initialized_linear
 
 ID_DROPOUT_SALT, TOKEN_DROPOUT_SALT, EVENT_DROPOUT_SALT = 2001, 2002, 2003
@@ -16,7 +16,14 @@ class HistoryInput(nn.Module):
     """Concatenates the embeddings of an event and projects them to the model width (multi-hash: arXiv 2606.07317)."""
 
     def __init__(
-        self, features: list[str], config: EmbeddingConfig, code_widths: tuple[int, ...], model_dim: int, *, feature_dim: int = 0
+        self,
+        features: list[str],
+        config: EmbeddingConfig,
+        code_widths: tuple[int, ...],
+        model_dim: int,
+        *,
+        feature_dim: int = 0,
+        backend: Backend = Backend.REFERENCE,
     ) -> None:
         """Make the parts.
 
@@ -26,9 +33,10 @@ class HistoryInput(nn.Module):
             code_widths: codes of each level, ``C`` entries.
             model_dim: ``D``.
             feature_dim: ``F``, width of the item features; 0: there are none.
+            backend: of the dropouts.
         """
         super().__init__()
-        self.features, self.config = features, config
+        self.features, self.config, self.backend = features, config, backend
         code_dim = config.semantic_code_dim
         self.code_embeddings = nn.ModuleList(nn.Embedding(width, code_dim) for width in code_widths if code_dim)
         for embedding in self.code_embeddings:
@@ -56,7 +64,8 @@ class HistoryInput(nn.Module):
         parts += [embedding(codes[:, level]) for level, embedding in enumerate(self.code_embeddings)]
         if item_features is not None:
             parts.append(item_features.to(rows[0].dtype))
-        tokens = keyed_dropout(self.projection(torch.cat(parts, dim=-1)), token_keys, self.config.token_dropout, TOKEN_DROPOUT_SALT)
+        tokens = self.projection(torch.cat(parts, dim=-1))
+        tokens = keyed_dropout(tokens, token_keys, self.config.token_dropout, TOKEN_DROPOUT_SALT, backend=self.backend)
         return tokens * self._kept(tokens, token_keys, self.config.event_dropout, EVENT_DROPOUT_SALT)
 
     def items(self, rows: list[Tensor], codes: Tensor, item_features: Tensor | None = None) -> Tensor:
@@ -76,4 +85,4 @@ class HistoryInput(nn.Module):
         if token_keys is None or probability == 0:
             return 1
         # two hashes wide: a compiler may lay out a single column so that torch cannot view its bits
-        return keyed_dropout(x.new_ones(x.shape[0], 8), token_keys, probability, salt)[:, :1]
+        return keyed_dropout(x.new_ones(x.shape[0], 8), token_keys, probability, salt, backend=self.backend)[:, :1]

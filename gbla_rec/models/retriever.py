@@ -62,7 +62,7 @@ class HistoryModel(nn.Module):
         dim = config.encoder.model_dim
         self.config = config
         feature_dim = 0 if item_features is None else item_features.shape[1]
-        self.input = token_input(config.embedding, features, widths, dim, feature_dim)
+        self.input = token_input(config.embedding, features, widths, dim, feature_dim=feature_dim, backend=backend)
         self.encoder = HybridEncoder(config.encoder, backend=backend)
         self.decoder = SemanticIdDecoder(dim, widths, config.decoder, backend=backend) if config.has_decoder else None
         self.item_head = ItemHead(dim, config.item_head) if config.has_item_head else None

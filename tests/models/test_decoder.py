@@ -1,16 +1,16 @@
 """The decoder: teacher forcing and step-by-step decoding agree, nothing leaks between levels, targets or rows."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
-from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels import Backend, JaggedLayout, keyed_dropout
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig
 from gbla_rec.models import decoder_layer
 from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
-from gbla_rec.models.keyed_dropout import keyed_dropout
 from gbla_rec.models.losses import semantic_id_nll
 
 WIDTHS = (6, 5, 4)
@@ -165,9 +165,9 @@ def test_loaded_and_moved_weights_are_those_that_decode() -> None:
 def test_no_two_dropouts_share_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = []
 
-    def keep(x: torch.Tensor, keys: torch.Tensor | None, probability: float, salt: int) -> torch.Tensor:
-        masks.append(keyed_dropout(torch.ones_like(x), keys, probability, salt))
-        return keyed_dropout(x, keys, probability, salt)
+    def keep(x: torch.Tensor, keys: torch.Tensor | None, probability: float, salt: int, **options: Any) -> torch.Tensor:
+        masks.append(keyed_dropout(torch.ones_like(x), keys, probability, salt, backend=Backend.REFERENCE))
+        return keyed_dropout(x, keys, probability, salt, **options)
 
     monkeypatch.setattr(decoder_layer, "keyed_dropout", keep)
     decoder = decoder_of(3, dropout=0.5)
