@@ -90,7 +90,13 @@ class RunParts:
         return unwrap(self.model)
 
     def evaluation_batches(
-        self, split: Literal["validation", "test"], tokens_per_batch: int, num_users: int | None = None, *, with_queries: bool = True
+        self,
+        split: Literal["validation", "test"],
+        tokens_per_batch: int,
+        num_users: int | None = None,
+        *,
+        users_per_batch: int | None = None,
+        with_queries: bool = True,
     ) -> Iterator[tuple[HistoryBatch, Batch]]:
         """This rank's part of the users of ``split``; every rank gets the same number of batches, some may be empty.
 
@@ -98,6 +104,7 @@ class RunParts:
             split: whose targets to predict.
             tokens_per_batch: history events of one batch.
             num_users: a fixed random sample of users instead of all.
+            users_per_batch: at most so many users in one batch.
             with_queries: whether batches have what the item-level head's loss needs; a search does without.
         """
         batches = evaluation_batches(
@@ -107,6 +114,7 @@ class RunParts:
             max_history_length=self.config.stream.max_history_length,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
+            users_per_batch=users_per_batch,
             num_users=num_users,
             seed=self.config.seed,
             context=self.config.model.embedding.context_features,

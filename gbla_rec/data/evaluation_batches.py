@@ -44,6 +44,7 @@ def evaluation_batches(
     max_history_length: int,
     rank: int = 0,
     world_size: int = 1,
+    users_per_batch: int | None = None,
     num_users: int | None = None,
     seed: int = 0,
     context: Sequence[str] = (),
@@ -62,6 +63,7 @@ def evaluation_batches(
         max_history_length: only the most recent events are read; ``seen_items`` has all.
         rank: this rank.
         world_size: number of ranks.
+        users_per_batch: at most so many users in a batch; ``None`` for as many as ``tokens_per_batch`` lets in.
         num_users: evaluate a sample of so many users, drawn from ``seed``; ``None`` for all.
         seed: of the sample.
         context: context columns to deliver.
@@ -71,16 +73,15 @@ def evaluation_batches(
     Raises:
         ValueError: if an argument is out of range, or no user can be evaluated.
     """
-    _check_arguments(split, tokens_per_batch, max_history_length, rank, world_size, num_users)
-    return _batches(
-        dataset, split, tokens_per_batch, max_history_length, rank, world_size, num_users, seed, tuple(context), costs, num_decoded
-    )
+    _check_arguments(split, tokens_per_batch, max_history_length, rank, world_size, users_per_batch, num_users)
+    limits = (tokens_per_batch, users_per_batch)
+    return _batches(dataset, split, limits, max_history_length, rank, world_size, num_users, seed, tuple(context), costs, num_decoded)
 
 
 def _batches(
     dataset: PreparedDataset,
     split: EvaluationSplit,
-    tokens_per_batch: int,
+    limits: tuple[int, int | None],
     max_history_length: int,
     rank: int,
     world_size: int,
@@ -99,7 +100,7 @@ def _batches(
             users = users[_keys(users + dataset.first_user(index), seed) <= largest_key]
         lengths = np.minimum(memory[users], max_history_length)
         user_costs = costs.of(lengths.astype(np.float64), num_decoded)
-        plan += _plan_shard(index, users, lengths, (end - memory)[users], user_costs, tokens_per_batch)
+        plan += _plan_shard(index, users, lengths, (end - memory)[users], user_costs, *limits)
     if not plan:
         raise ValueError(
             f"{dataset.path}: no user has {split} targets and events before them; evaluate another split or prepare with fewer targets"
@@ -141,13 +142,20 @@ def _held_shard(held: dict[int, HistoryShard], dataset: PreparedDataset, index: 
 
 
 def _plan_shard(
-    index: int, users: Int64Array, lengths: Int64Array, num_targets: Int64Array, user_costs: NDArray[np.float64], tokens_per_batch: int
+    index: int,
+    users: Int64Array,
+    lengths: Int64Array,
+    num_targets: Int64Array,
+    user_costs: NDArray[np.float64],
+    tokens_per_batch: int,
+    users_per_batch: int | None,
 ) -> Iterator[_PlannedBatch]:
     ends, targets = np.cumsum(lengths), np.cumsum(num_targets)
     first = 0
     while first < len(users):
         tokens_before, targets_before = (int(ends[first - 1]), int(targets[first - 1])) if first else (0, 0)
         stop = max(first + 1, int(np.searchsorted(ends, tokens_before + tokens_per_batch, side="right")))
+        stop = stop if users_per_batch is None else min(stop, first + users_per_batch)
         num_tokens, cost = int(ends[stop - 1]) - tokens_before, float(user_costs[first:stop].sum())
         yield _PlannedBatch(index, users[first:stop], num_tokens, int(targets[stop - 1]) - targets_before, cost)
         first = stop
@@ -191,10 +199,19 @@ def _largest_key(dataset: PreparedDataset, split: EvaluationSplit, num_users: in
     return smallest[-1] if len(smallest) else np.uint64(0)
 
 
-def _check_arguments(split: str, tokens_per_batch: int, max_history_length: int, rank: int, world_size: int, num_users: int | None) -> None:
+def _check_arguments(
+    split: str,
+    tokens_per_batch: int,
+    max_history_length: int,
+    rank: int,
+    world_size: int,
+    users_per_batch: int | None,
+    num_users: int | None,
+) -> None:
     if split not in ("validation", "test"):
         raise ValueError(f"split must be 'validation' or 'test', got {split!r}")
-    for name, value in (("tokens_per_batch", tokens_per_batch), ("max_history_length", max_history_length), ("num_users", num_users)):
+    counts = {"tokens_per_batch": tokens_per_batch, "max_history_length": max_history_length}
+    for name, value in (counts | {"users_per_batch": users_per_batch, "num_users": num_users}).items():
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
     if not 0 <= rank < world_size:

@@ -17,7 +17,7 @@ from gbla_rec.data.stream import iterate_train_items
 from gbla_rec.evaluation.columns import EvaluatedUsers, column_results, history_name, sweep_results
 from gbla_rec.evaluation.metrics import recall_at_k
 from gbla_rec.evaluation.per_user import History, write_per_user
-from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_searches, rank_with_baseline, rank_with_model
+from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_by_main_score, rank_searches, rank_with_baseline
 from gbla_rec.evaluation.summaries import UserValues
 from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
@@ -41,7 +41,7 @@ def choose_checkpoint(parts: RunParts, run_dir: Path, trie: PrefixTrie) -> tuple
     recalls: dict[str, float] = {}
     for checkpoint in shortlist:
         load_checkpoint(checkpoint, parts.model, None)
-        ranked = next(iter(rank_with_model(parts, trie, "validation", parts.config.evaluation.shortlist_users).values()))
+        ranked = rank_by_main_score(parts, trie, "validation", parts.config.evaluation.shortlist_users)
         per_user = recall_at_k(ranked.ranked, ranked.targets, ranked.target_offsets, cutoff)
         recalls[checkpoint.path.name] = float(per_user.mean()) if len(per_user) else 0.0
     best = max(shortlist, key=lambda checkpoint: recalls[checkpoint.path.name])

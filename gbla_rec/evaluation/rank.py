@@ -3,7 +3,7 @@
 # U users, R results per user, S targets of all users (docs/shapes.md)
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gbla_rec.checkpoint.run_parts import RunParts
-from gbla_rec.config import EvaluationConfig, ModelConfig, Objective
+from gbla_rec.config import EvaluationConfig, ModelConfig, Objective, RunConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
@@ -25,6 +25,8 @@ from gbla_rec.retrieval.generate import generate_items
 from gbla_rec.retrieval.item_scores import rank_candidates, rank_catalogue
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
+MAX_BEAM_ROWS = 32_768
+"""Beams of all users of a batch: enough to fill a GPU; more only take memory, some 100 kB each at a model width of 384."""
 Score = Literal["generative", "item", "joint"]
 """What a model ranks items by; the first one of a result is the model's main score."""
 Int64Array = NDArray[np.int64]
@@ -78,18 +80,19 @@ class RankedUsers:
         return scores | {f"NDCG@{k}": ndcg_at_k(self.ranked, self.targets, self.target_offsets, k) for k in cutoffs}
 
 
-def rank_with_model(
+def rank_by_main_score(
     parts: RunParts, trie: PrefixTrie, split: Literal["validation", "test"], num_users: int | None = None
-) -> dict[Score, RankedUsers]:
-    """Rank every user of ``split`` by the search of the config; all ranks call it together and all get the whole result."""
-    search = Search.of(parts.config.evaluation)
-    return rank_searches(parts, trie, split, [search], num_users)[search]
+) -> RankedUsers:
+    """Rank users of ``split`` by the search of the config and the model's main score; all ranks call it together, all get the result."""
+    score = scores_of(parts.config.model)[0]
+    search = replace(Search.of(parts.config.evaluation), only=score)
+    return rank_searches(parts, trie, split, [search], num_users)[search][score]
 
 
 def rank_searches(
     parts: RunParts, trie: PrefixTrie, split: Literal["validation", "test"], searches: Sequence[Search], num_users: int | None = None
 ) -> dict[Search, dict[Score, RankedUsers]]:
-    """As ``rank_with_model`` for several searches; each history is encoded once.
+    """As ``rank_by_main_score`` for several searches and all scores; each history is encoded once.
 
     Args:
         parts: the run, with trained weights.
@@ -106,7 +109,9 @@ def rank_searches(
     parts.model.eval()
     vectors = parts.item_vectors() if parts.config.model.has_item_head else None
     found: dict[tuple[Search, Score], list[RankedUsers]] = {}
-    for histories, batch in parts.evaluation_batches(split, config.tokens_per_batch, num_users, with_queries=False):
+    users_per_batch = max(MAX_BEAM_ROWS // _most_beams(parts.config, searches), 1)
+    batches = parts.evaluation_batches(split, config.tokens_per_batch, num_users, users_per_batch=users_per_batch, with_queries=False)
+    for histories, batch in batches:
         # every rank encodes, empty batch or not: the sharded tables need all ranks
         with parts.autocast():
             encoded = parts.retriever.encode(batch)
@@ -125,6 +130,12 @@ def rank_searches(
         }
         for search in searches
     }
+
+
+def _most_beams(config: RunConfig, searches: Sequence[Search]) -> int:
+    """Of any of the searches, those that collect the candidates of joint scores among them."""
+    is_joint = any((search.only or scores_of(config.model)[0]) == "joint" for search in searches)
+    return max([*(search.num_beams for search in searches), *([config.evaluation.joint_beams] if is_joint else [])])
 
 
 def search_batch(

@@ -42,15 +42,20 @@ def expected_rows(dataset: PreparedDataset, split: EvaluationSplit, max_length: 
     return result
 
 
-@given(split=SPLITS, tokens=st.sampled_from([1, 10, 35, 1000]), max_length=st.sampled_from([1, 7, 1000]), world_size=st.integers(1, 4))
+@given(
+    split=SPLITS,
+    tokens=st.sampled_from([1, 10, 35, 1000]),
+    users=st.sampled_from([1, 2, None]),
+    max_length=st.sampled_from([1, 7, 1000]),
+    world_size=st.integers(1, 4),
+)
 def test_each_user_is_evaluated_once(
-    dataset: PreparedDataset, split: EvaluationSplit, tokens: int, max_length: int, world_size: int
+    dataset: PreparedDataset, split: EvaluationSplit, tokens: int, users: int | None, max_length: int, world_size: int
 ) -> None:
+    sizes = {"tokens_per_batch": tokens, "users_per_batch": users, "max_history_length": max_length}
     ranks = [
         list(
-            evaluation_batches(
-                dataset, split, tokens_per_batch=tokens, max_history_length=max_length, rank=rank, world_size=world_size, context=["action"]
-            )
+            evaluation_batches(dataset, split, **sizes, rank=rank, world_size=world_size, context=["action"])  # type: ignore[arg-type]
         )
         for rank in range(world_size)
     ]
@@ -61,6 +66,7 @@ def test_each_user_is_evaluated_once(
         assert {batch.global_num_tokens for batch in step} == {sum(len(batch.items) for batch in step)}
         for batch in step:
             assert len(batch.user_rows) <= 1 or len(batch.items) <= tokens
+            assert users is None or len(batch.user_rows) <= users
             for row, user in enumerate(batch.user_rows.tolist()):
                 parts = [
                     (batch.items, batch.offsets),

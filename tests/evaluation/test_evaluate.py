@@ -63,7 +63,7 @@ def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[in
     """Ranked items that the user had seen: (with exclude_history, without)."""
     from gbla_rec.checkpoint.run_directory import read_config
     from gbla_rec.checkpoint.run_parts import RunParts
-    from gbla_rec.evaluation.rank import rank_with_model
+    from gbla_rec.evaluation.rank import rank_by_main_score
     from gbla_rec.semantic_ids.trie import PrefixTrie
 
     counts = []
@@ -71,7 +71,7 @@ def seen_items_in_rankings(rank: int, world_size: int, run_dir: str) -> tuple[in
         config = read_config(Path(run_dir))
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, exclude_history=exclude))
         parts = RunParts.open(config, CPU)
-        ranked = rank_with_model(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")["generative"]
+        ranked = rank_by_main_score(parts, PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths), "test")
         rows = dict(zip(ranked.user_rows.tolist(), ranked.ranked.tolist(), strict=True))
         count = 0
         for histories, _ in parts.evaluation_batches("test", config.evaluation.tokens_per_batch):
