@@ -24,6 +24,7 @@ def write_report(
     *,
     tables: Mapping[str, list[dict[str, Any]]] | None = None,
     plots: Sequence[Path] = (),
+    origin: Mapping[str, Any] | None = None,
     directory: Path = RESULTS,
 ) -> Path:
     """Write ``<directory>/<name>.json`` and ``<directory>/<name>.md``.
@@ -35,13 +36,15 @@ def write_report(
         notes: what was measured and how (shapes, median of how many runs, the peer).
         tables: further tables by title, rows as above.
         plots: images in ``directory`` to show under the tables.
+        origin: ``hardware``, ``versions`` and ``commit`` of figures that another machine or commit made; None: this process's.
         directory: where the files go; made if need be.
 
     Returns:
         The Markdown file.
     """
-    origin = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "command": command, "hardware": _hardware()}
-    report = {"name": name, **origin, "versions": _versions(), "notes": notes, "rows": rows}
+    made_by = origin or {"commit": _commit(), "hardware": _hardware(), "versions": _versions()}
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    report = {"name": name, "date": date, "command": command, **made_by, "notes": notes, "rows": rows}
     if tables:
         report["tables"] = dict(tables)
     if plots:

@@ -34,7 +34,7 @@ NOTES = (
     "at the checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
     "the seed-averaged metric over users). Differences are to `{reference}`, by the same score where it has it, and of its own other "
     "scores to its main one. {method} "
-    "Baselines without seeds are those of one run. Runs of commit {commits}, on {machines}.{unfinished}"
+    "Baselines without seeds are those of one run. Hardware, versions and commit are those of the runs.{unfinished}"
 )
 
 
@@ -102,7 +102,8 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
     if sweep:
         tables = {"Beams": sweep, **tables}
     notes = _notes(TABLES[table], dataset, jobs, rows, reference)
-    return write_report(f"quality_{table}_{dataset}", _shown(figures), command, notes, tables=tables, directory=directory)
+    name, origin = f"quality_{table}_{dataset}", _origin(rows)
+    return write_report(name, _shown(figures), command, notes, tables=tables, origin=origin, directory=directory)
 
 
 def finished_rows(jobs: Sequence[RunJob]) -> list[Row]:
@@ -225,7 +226,6 @@ def _shown(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Row], reference: Row) -> str:
     protocol = reference.group.runs[0].results["protocol"]
     unfinished = [job.name for job in jobs if job.results is None]
-    machines = {attempt.machine for row in rows for job in row.jobs for attempt in attempts(job.directory)}
     return NOTES.format(
         text=table.text,
         dataset=dataset,
@@ -236,10 +236,22 @@ def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Ro
         history=protocol["history"],
         reference=reference.name,
         method=METHOD,
-        commits=", ".join(sorted({str(run.results["versions"]["commit"])[:12] for row in rows for run in row.group.runs})),
-        machines="; ".join(sorted(machines)) or "an unknown machine",
         unfinished=f" **Unfinished: {', '.join(unfinished)}.**" if unfinished else "",
     )
+
+
+def _origin(rows: Sequence[Row]) -> dict[str, Any]:
+    """Where the runs were made; several machines, versions or commits are all named."""
+    machines = {attempt.machine for row in rows for job in row.jobs for attempt in attempts(job.directory)}
+    versions: dict[str, set[str]] = {}
+    for row in rows:
+        for run in row.group.runs:
+            for package, number in run.results["versions"].items():
+                versions.setdefault(package, set()).add(str(number)[:12])
+    # a package that is not installed is that of the commit
+    joined = {package: ", ".join(sorted(numbers)) for package, numbers in versions.items() if numbers != {"None"}}
+    commit = joined.pop("commit", "unknown")
+    return {"commit": commit, "hardware": {"machine": "; ".join(sorted(machines)) or "unknown"}, "versions": joined}
 
 
 def _joint_beams(rows: Sequence[Row]) -> str:
