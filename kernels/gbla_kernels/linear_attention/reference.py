@@ -3,6 +3,7 @@
 # B rows, L tokens, T tokens of one row, H heads, K key width, V value width (docs/shapes.md)
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,7 @@ from torch import Tensor
 
 from gbla_kernels.checks import row_lengths
 from gbla_kernels.layout import JaggedLayout
-
-QUERY_BLOCK = 1024
-"""Queries per block of the causal form, which is quadratic: bounds its memory."""
+from gbla_kernels.linear_attention.causal_rows import causal_rows
 
 
 def apply_feature_map(x: Tensor, feature_map: str) -> Tensor:
@@ -50,42 +49,24 @@ def bidirectional_row(query: Tensor, key: Tensor, value: Tensor, weight: Tensor)
     return torch.einsum("thk,hkv->thv", query, state), torch.einsum("thk,hk->th", query, normalizer)
 
 
-def causal_row(query: Tensor, key: Tensor, value: Tensor, key_gate: Tensor) -> tuple[Tensor, Tensor]:
-    """One row in which token t sees tokens <= t: as ``bidirectional_row``, with logits ``key_gate`` and prefix sums.
-
-    Each prefix is shifted by its own maximum, so a late large gate cannot push earlier prefixes into underflow.
-    """
-    logits = key_gate.movedim(0, -1)
-    prefix_max = torch.cummax(logits.detach(), dim=-1).values
-    prefix_max = prefix_max.masked_fill(prefix_max == -torch.inf, 0)
-    outputs, normalizers = [], []
-    for start in range(0, query.shape[0], QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, query.shape[0])
-        is_future = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).triu(diagonal=start + 1)
-        exponent = (logits[:, None, :stop] - prefix_max[:, start:stop, None]).masked_fill(is_future, -torch.inf)
-        score = torch.einsum("thk,shk->hts", query[start:stop], key[:stop]) * torch.exp(exponent)
-        outputs.append(torch.einsum("hts,shv->thv", score, value[:stop]))
-        normalizers.append(score.sum(dim=-1).movedim(0, -1))
-    return torch.cat(outputs), torch.cat(normalizers)
-
-
-def attend_row(
+def mixed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     key_gate: Tensor,
     output_gate: Tensor | None,
     norm_weight: Tensor | None,
+    lengths: Sequence[int],
     *,
     feature_map: str,
     normalize: bool,
     eps: float,
     direction: str,
 ) -> Tensor:
-    """The formula for one row, ``(T, H, V)``; arguments as in the op, all of one dtype, ``key_gate`` given."""
+    """The formula, ``(L, H, V)``; arguments as in the op, all of one dtype, ``key_gate`` given. Several rows only where it is causal."""
     phi_query, phi_key = apply_feature_map(query, feature_map), apply_feature_map(key, feature_map)
     if direction == "causal":
-        attended, normalizer = causal_row(phi_query, phi_key, value, key_gate)
+        attended, normalizer = causal_rows(phi_query, phi_key, value, key_gate, lengths)
     else:
         attended, normalizer = bidirectional_row(phi_query, phi_key, value, key_weights(key_gate))
     if normalize:
@@ -113,22 +94,24 @@ def gated_linear_attention_reference(
 ) -> Tensor:
     """See ``gbla_kernels.gated_linear_attention``. Half precision is computed in fp32 and rounded once, at the output.
 
-    Rows are computed one by one, so a row's result is bit-identical whoever shares its batch.
+    Rows are computed one by one, so a row's result is bit-identical whoever shares its batch; but causal rows on a GPU, where
+    each operation costs a launch, are computed together.
     """
     compute = torch.promote_types(value.dtype, torch.float32)
     # zeros: None weighs tokens equally
     logits = torch.zeros(query.shape[:2], dtype=compute, device=query.device) if key_gate is None else key_gate.to(compute)
     weight = None if norm_weight is None else norm_weight.to(compute)
+    gate = None if output_gate is None else output_gate.to(compute)
+    settings: dict[str, Any] = {"feature_map": feature_map, "normalize": normalize, "eps": eps, "direction": direction}
     lengths = row_lengths(offsets, layout)
-    rows = zip(*(tensor.to(compute).split(lengths) for tensor in (query, key, value, logits)), strict=True)
-    gates: Sequence[Tensor | None] = [None] * len(lengths) if output_gate is None else output_gate.to(compute).split(lengths)
-    outputs = [
-        attend_row(q, k, v, logit, gate, weight, feature_map=feature_map, normalize=normalize, eps=eps, direction=direction)
-        for (q, k, v, logit), gate in zip(rows, gates, strict=True)
-        if q.shape[0] > 0
-    ]
-    if not outputs:
+    queries, keys, values = (tensor.to(compute) for tensor in (query, key, value))
+    if not any(lengths):
         # every input stays in the graph, so gradients are zero and not None
-        inputs = (query, key, logits, output_gate, weight)
-        outputs = [value.to(compute) + sum(x.sum() for x in inputs if x is not None) * 0]
+        inputs = (query, key, logits, gate, weight)
+        return (value.to(compute) + sum(x.sum() for x in inputs if x is not None) * 0).to(value.dtype)
+    if direction == "causal" and value.is_cuda:
+        return mixed(queries, keys, values, logits, gate, weight, lengths, **settings).to(value.dtype)
+    gates: Sequence[Tensor | None] = [None] * len(lengths) if gate is None else gate.split(lengths)
+    rows = zip(*(tensor.split(lengths) for tensor in (queries, keys, values, logits)), gates, strict=True)
+    outputs = [mixed(q, k, v, logit, row_gate, weight, [len(q)], **settings) for q, k, v, logit, row_gate in rows if len(q)]
     return torch.cat(outputs).to(value.dtype)

@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels.linear_attention.causal_rows import causal_rows
 from gbla_kernels.testing.attention_subject import TOKEN_INPUTS, Subject, Variant, results
 from gbla_kernels.testing.error_budget import relative_error
+from gbla_kernels.testing.inputs import JaggedLengths
 
 REFERENCE = Subject(backend=Backend.REFERENCE, dtype=torch.float64, key_dim=5, value_dim=3)
 CAUSAL = replace(REFERENCE, variant=Variant(direction="causal"))
@@ -74,6 +78,32 @@ def test_a_late_large_gate_does_not_erase_earlier_causal_prefixes() -> None:
     alone = {name: tensor[:5] if name in TOKEN_INPUTS else tensor for name, tensor in inputs.items()}
     actual = CAUSAL.op(layout)(**{**inputs, "key_gate": gate})[:5]
     assert relative_error(actual, CAUSAL.op(JaggedLayout.from_lengths([5]))(**alone)) < 1e-12
+
+
+@given(lengths=st.from_type(JaggedLengths), seed=st.integers(0, 7))
+def test_causal_rows_at_once_are_the_rows_one_by_one(lengths: list[int], seed: int) -> None:
+    lengths = [*lengths, 3]
+    inputs, _ = CAUSAL.inputs(lengths, seed)
+    tensors = (inputs["query"].exp(), inputs["key"].exp(), inputs["value"], inputs["key_gate"])
+
+    def run(groups: list[list[int]]) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]  # type: ignore[union-attr]
+        parts = zip(*(leaf.split([sum(group) for group in groups]) for leaf in leaves), groups, strict=True)
+        attended, normalizer = (torch.cat(part) for part in zip(*(causal_rows(*part) for part in parts), strict=True))
+        return [attended, normalizer, *torch.autograd.grad(attended.square().sum() + normalizer.square().sum(), leaves)]
+
+    for at_once, alone in zip(run([lengths]), run([[length] for length in lengths if length]), strict=True):
+        assert relative_error(at_once, alone) < 1e-12
+
+
+def test_padding_of_a_row_reads_that_row_alone() -> None:
+    inputs, layout = CAUSAL.inputs([3, 5, 6], seed=0)
+    tensors = [inputs[name].clone() for name in ("query", "key", "value", "key_gate")]  # type: ignore[union-attr]
+    for tensor in tensors:
+        tensor[3:8] = torch.nan
+    outputs = causal_rows(*tensors, layout.row_lengths)
+    for output in outputs:
+        assert output[3:8].isnan().all() and not output[:3].isnan().any() and not output[8:].isnan().any()
 
 
 def test_a_row_of_131072_among_tiny_ones() -> None:
