@@ -28,18 +28,12 @@ def synthetic_histories(
     num_targets = num_rows * targets_per_history
     while True:
         drawn = (num_items * random.random(num_rows * length + num_targets) ** SKEW).astype(np.int64)
-        yield HistoryBatch(
-            user_rows=np.arange(num_rows),
-            items=drawn[: num_rows * length],
-            offsets=np.arange(num_rows + 1) * length,
-            context={},
+        yield HistoryBatch.of_lengths(
+            drawn[: num_rows * length],
+            [length] * num_rows,
             targets=drawn[num_rows * length :],
-            target_offsets=np.arange(num_rows + 1) * targets_per_history,
+            target_lengths=[targets_per_history] * num_rows,
             token_keys=random.integers(-(2**63), 2**63 - 1, num_rows * length),
-            seen_items=np.zeros(0, np.int64),
-            seen_offsets=np.zeros(num_rows + 1, np.int64),
             global_num_targets=world_size * num_targets,
             global_num_tokens=world_size * num_rows * length,
-            position=None,
-            next_position=None,
         )

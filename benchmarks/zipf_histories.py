@@ -55,24 +55,17 @@ def zipf_batches(
     random = np.random.default_rng(rank)
     for whole in global_batches(zipf_lengths(longest), world_size * tokens):
         mine = whole[_ranks(whole, targets_per_history, costs, balance, world_size) == rank]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(mine)])
-        num_tokens, num_rows = int(offsets[-1]), len(mine)
+        num_tokens, num_rows = int(mine.sum()), len(mine)
         num_targets = num_rows * targets_per_history
         drawn = (num_items * random.random(num_tokens + num_targets) ** SKEW).astype(np.int64)
-        yield HistoryBatch(
-            user_rows=np.arange(num_rows),
-            items=drawn[:num_tokens],
-            offsets=offsets,
-            context={},
+        yield HistoryBatch.of_lengths(
+            drawn[:num_tokens],
+            mine,
             targets=drawn[num_tokens:],
-            target_offsets=np.arange(num_rows + 1) * targets_per_history,
+            target_lengths=[targets_per_history] * num_rows,
             token_keys=random.integers(-(2**63), 2**63 - 1, num_tokens),
-            seen_items=np.zeros(0, np.int64),
-            seen_offsets=np.zeros(num_rows + 1, np.int64),
             global_num_targets=len(whole) * targets_per_history,
             global_num_tokens=int(whole.sum()),
-            position=None,
-            next_position=None,
         )
 
 

@@ -64,6 +64,59 @@ class HistoryBatch:
     next_position: StreamPosition | None
     """Where a stream must start to yield the next batch."""
 
+    @classmethod
+    def of_lengths(
+        cls,
+        items: Int64Array,
+        lengths: Sequence[int] | Int64Array,
+        *,
+        targets: Int64Array | None = None,
+        target_lengths: Sequence[int] | Int64Array | None = None,
+        context: dict[str, NDArray[np.int32]] | None = None,
+        token_keys: Int64Array | None = None,
+        seen_items: Int64Array | None = None,
+        seen_lengths: Sequence[int] | Int64Array | None = None,
+        global_num_targets: int | None = None,
+        global_num_tokens: int | None = None,
+        position: StreamPosition | None = None,
+    ) -> "HistoryBatch":
+        """A batch from flat arrays and the lengths of its rows ``(B,)``; what is left out is empty, or zero, in every row.
+
+        Args:
+            items: ``(L,)`` int64, as all arrays are described above.
+            lengths: memory events of each row.
+            targets: ``(S,)``.
+            target_lengths: targets of each row.
+            context: ``(L,)`` each.
+            token_keys: ``(L,)``.
+            seen_items: ``(Q,)``.
+            seen_lengths: of each row.
+            global_num_targets: None: this is the whole batch.
+            global_num_tokens: None: this is the whole batch.
+            position: of this batch, and of the next.
+        """
+        nothing = np.zeros(0, np.int64)
+        targets = nothing if targets is None else targets
+        return cls(
+            user_rows=np.arange(len(lengths)),
+            items=items,
+            offsets=_offsets(lengths),
+            context={} if context is None else context,
+            targets=targets,
+            target_offsets=_offsets([0] * len(lengths) if target_lengths is None else target_lengths),
+            token_keys=np.zeros(len(items), np.int64) if token_keys is None else token_keys,
+            seen_items=nothing if seen_items is None else seen_items,
+            seen_offsets=_offsets([0] * len(lengths) if seen_lengths is None else seen_lengths),
+            global_num_targets=len(targets) if global_num_targets is None else global_num_targets,
+            global_num_tokens=len(items) if global_num_tokens is None else global_num_tokens,
+            position=position,
+            next_position=position,
+        )
+
+
+def _offsets(lengths: Sequence[int] | Int64Array) -> Int64Array:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:

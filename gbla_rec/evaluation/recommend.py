@@ -88,24 +88,15 @@ class Recommender:
         config = self.parts.config
         recent = slice(max(len(items) - config.stream.max_history_length, 0), None)
         read = items[recent]
-        empty = np.zeros(0, dtype=np.int64)
-        histories = HistoryBatch(
-            user_rows=np.zeros(1, dtype=np.int64),
-            items=read,
-            offsets=np.array([0, len(read)]),
+        histories = HistoryBatch.of_lengths(
+            read,
+            [len(read)],
             context={
                 column: context[column][recent] if column in context else np.full(len(read), self._usual_code(column), dtype=np.int32)
                 for column in config.model.embedding.context_features
             },
-            targets=empty,
-            target_offsets=np.zeros(2, dtype=np.int64),
-            token_keys=np.zeros(len(read), dtype=np.int64),
             seen_items=items,
-            seen_offsets=np.array([0, len(items)]),
-            global_num_targets=0,
-            global_num_tokens=len(read),
-            position=None,
-            next_position=None,
+            seen_lengths=[len(items)],
         )
         self.parts.model.eval()
         with self.parts.autocast():

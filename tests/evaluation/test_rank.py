@@ -35,20 +35,11 @@ def searched(exclude_history: bool, num_results: int = NUM_ITEMS, only: Score | 
     codes = torch.stack([torch.arange(NUM_ITEMS) // 6, torch.arange(NUM_ITEMS) // 2 % 3, torch.arange(NUM_ITEMS) % 2], dim=1)
     model = GenerativeRetriever(tables, MODEL, feature_names(EMBEDDING), codes, WIDTHS).eval()
     read = [row[-3:] for row in SEEN]
-    histories = HistoryBatch(
-        user_rows=np.arange(2),
-        items=np.concatenate(read),
-        offsets=np.cumsum([0, *map(len, read)]),
-        context={},
-        targets=np.zeros(0, np.int64),
-        target_offsets=np.zeros(3, np.int64),
-        token_keys=np.zeros(4, np.int64),
+    histories = HistoryBatch.of_lengths(
+        np.concatenate(read),
+        [len(row) for row in read],
         seen_items=np.concatenate(SEEN),
-        seen_offsets=np.cumsum([0, *map(len, SEEN)]),
-        global_num_targets=0,
-        global_num_tokens=4,
-        position=None,
-        next_position=None,
+        seen_lengths=[len(row) for row in SEEN],
     )
     collator = Collator(EMBEDDING, list(range(NUM_ITEMS)), num_code_levels=3)
     items = torch.arange(NUM_ITEMS)

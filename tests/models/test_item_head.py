@@ -46,20 +46,16 @@ def retriever(config: ModelConfig) -> GenerativeRetriever:
 
 def histories(rows: list[list[int]], targets: list[list[int]], position: StreamPosition | None = TRAINING) -> HistoryBatch:
     items = np.array([item for row in rows for item in row], dtype=np.int64)
-    return HistoryBatch(
-        user_rows=np.arange(len(rows)),
-        items=items,
-        offsets=np.cumsum([0, *map(len, rows)]),
+    return HistoryBatch.of_lengths(
+        items,
+        [len(row) for row in rows],
         context={"kind": (items % 2).astype(np.int32)},
         targets=np.array([item for row in targets for item in row], dtype=np.int64),
-        target_offsets=np.cumsum([0, *map(len, targets)]),
+        target_lengths=[len(row) for row in targets],
         token_keys=np.arange(len(items)) * 7 + 3,
-        seen_items=np.zeros(0, np.int64),
-        seen_offsets=np.zeros(len(rows) + 1, np.int64),
         global_num_targets=max(sum(map(len, targets)), 1),
         global_num_tokens=max(len(items), 1),
         position=position,
-        next_position=position,
     )
 
 

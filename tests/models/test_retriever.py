@@ -39,20 +39,14 @@ def retriever() -> GenerativeRetriever:
 
 def histories(rows: list[list[int]], targets: list[list[int]]) -> HistoryBatch:
     items = np.array([item for row in rows for item in row], dtype=np.int64)
-    return HistoryBatch(
-        user_rows=np.arange(len(rows)),
-        items=items,
-        offsets=np.cumsum([0, *map(len, rows)]),
+    return HistoryBatch.of_lengths(
+        items,
+        [len(row) for row in rows],
         context={"kind": (items % 2).astype(np.int32)},
         targets=np.array([item for row in targets for item in row], dtype=np.int64),
-        target_offsets=np.cumsum([0, *map(len, targets)]),
+        target_lengths=[len(row) for row in targets],
         token_keys=items * 7,
-        seen_items=np.zeros(0, np.int64),
-        seen_offsets=np.zeros(len(rows) + 1, np.int64),
         global_num_targets=max(sum(map(len, targets)), 1),
-        global_num_tokens=len(items),
-        position=None,
-        next_position=None,
     )
 
 

@@ -74,21 +74,16 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(run_ranks: Any, tiny
 def test_micro_batches_hold_every_row_once() -> None:
     random = np.random.default_rng(0)
     lengths, targets = np.array([5, 0, 300, 7, 1, 0, 40]), np.array([1, 2, 0, 3, 1, 1, 4])
-    offsets, target_offsets = (np.concatenate([[0], np.cumsum(counts)]) for counts in (lengths, targets))
-    histories = HistoryBatch(
-        user_rows=np.arange(len(lengths)),
-        items=random.integers(0, 99, offsets[-1]),
-        offsets=offsets,
-        context={"kind": random.integers(0, 3, offsets[-1]).astype(np.int32)},
-        targets=random.integers(0, 99, target_offsets[-1]),
-        target_offsets=target_offsets,
-        token_keys=random.integers(0, 2**60, offsets[-1]),
-        seen_items=np.zeros(0, np.int64),
-        seen_offsets=np.zeros(len(lengths) + 1, np.int64),
+    num_tokens = lengths.sum()
+    histories = HistoryBatch.of_lengths(
+        random.integers(0, 99, num_tokens),
+        lengths,
+        context={"kind": random.integers(0, 3, num_tokens).astype(np.int32)},
+        targets=random.integers(0, 99, targets.sum()),
+        target_lengths=targets,
+        token_keys=random.integers(0, 2**60, num_tokens),
         global_num_targets=100,
         global_num_tokens=1000,
-        position=None,
-        next_position=None,
     )
     found = {}
     parts = micro_batches(histories, 9, StreamConfig(linear_cost=1.0, quadratic_cost=1 / 8192))
@@ -101,7 +96,7 @@ def test_micro_batches_hold_every_row_once() -> None:
             found[int(user)].append(part.targets[wanted].tolist())
     assert sum(len(part.user_rows) for part in parts) == len(found) == len(lengths)
     for user, (items, kinds, keys, wanted) in found.items():
-        tokens = slice(*offsets[user : user + 2])
+        tokens = slice(*histories.offsets[user : user + 2])
         assert items == histories.items[tokens].tolist() and kinds == histories.context["kind"][tokens].tolist()
         assert keys == histories.token_keys[tokens].tolist()
-        assert wanted == histories.targets[slice(*target_offsets[user : user + 2])].tolist()
+        assert wanted == histories.targets[slice(*histories.target_offsets[user : user + 2])].tolist()
