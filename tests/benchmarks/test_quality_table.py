@@ -157,3 +157,38 @@ def test_the_notes_say_how_many_beams_the_joint_scores_rank():
     assert _joint_beams([row(item), row(joint)]) == " (joint: 200)"
     assert _joint_beams([row(joint), row(joint, num_beams=500)]) == " (joint: 200, 500)"
     assert _joint_beams([row(item)]) == ""
+
+
+def test_rows_are_compared_by_the_main_score_of_each(monkeypatch):
+    from benchmarks.quality import collect
+
+    asked = []
+
+    def compared(first, second, *, first_method, second_method, num_samples):
+        asked.append((first, first_method, second, second_method))
+        interval = {"low": -0.001, "high": 0.002, "seeds_low": None, "seeds_high": None}
+        return {"metrics": {"Recall@10": {"difference": 0.0005, **interval}}}
+
+    monkeypatch.setattr(collect, "compare", compared)
+    joint = SimpleNamespace(name="sggs", scores={"joint": "a", "generative": "a (generative)", "item": "a (item)"}, group="seeds of sggs")
+    item = SimpleNamespace(name="sasrec-ce", scores={"item": "b"}, group="seeds of sasrec-ce")
+    (line,) = collect.pair_figures(joint, item)
+    assert asked == [("seeds of sggs", "joint", "seeds of sasrec-ce", "item")]
+    assert (line["first"], line["second"], line["difference"]) == ("sggs (joint)", "sasrec-ce (item)", "+0.0005")
+    assert line["over users"] == "-0.0010 to +0.0020" and line["over users and seeds"] is None
+
+
+def test_the_origin_of_a_table_is_that_of_its_runs(tmp_path):
+    from benchmarks.quality.attempts import Attempt, add_attempt
+    from benchmarks.quality.collect import _origin
+
+    def row(name, machine, **versions):
+        run = SimpleNamespace(results={"versions": {"commit": "1" * 40, "gbla-rec": None, "torch": "2.11.0", **versions}})
+        (tmp_path / name).mkdir()
+        add_attempt(tmp_path / name, Attempt("train", "2026-01-01T00:00:00+00:00", 9.0, 1.0, 0, False, machine))
+        return SimpleNamespace(jobs=[SimpleNamespace(directory=tmp_path / name)], group=SimpleNamespace(runs=[run]))
+
+    one, other = row("one", "4 x H100, 64 cores"), row("other", "1 x H200, 16 cores", commit="2" * 40)
+    assert _origin([one]) == {"commit": "1" * 12, "hardware": {"machine": "4 x H100, 64 cores"}, "versions": {"torch": "2.11.0"}}
+    both = _origin([one, other])
+    assert both["hardware"]["machine"] == "1 x H200, 16 cores; 4 x H100, 64 cores" and both["commit"] == f"{'1' * 12}, {'2' * 12}"
