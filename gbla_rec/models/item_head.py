@@ -33,7 +33,7 @@ class ItemHead(nn.Module):
         """
         query: Tensor = self.query_projection(encoded[positions])
         if self.config.temperature == 0:
-            return query * encoded.shape[1] ** -0.5  # type: ignore[no-any-return]
+            return query * encoded.shape[1] ** -0.5
         normalized: Tensor = F.normalize(query.float(), dim=-1)
         return normalized / self.config.temperature
 
