@@ -25,9 +25,6 @@ class ItemHeadConfig:
     every_position: bool = False
     """Every event of a history predicts the next one, as SASRec is trained; only for causal encoders that have no other objective.
     The newest event predicts the first target of a cut and further ones are left out: it goes with ``StreamConfig.targets_per_cut`` 1."""
-    temperature: float = 0.0
-    """Positive: scores are cosines of query and item over it, so that a frequent item's long vector is no advantage; 0: products over the
-    square root of the model width."""
     label_smoothing: float = 0.0
     """Weight of the uniform distribution over the candidates of a softmax."""
 
@@ -39,7 +36,6 @@ class ItemHeadConfig:
             self.loss == "softmax" or self.num_sampled > 0, "ItemHeadConfig.num_sampled", "be positive with loss='bce'", self.num_sampled
         )
         require(self.sampling_power >= 0, "ItemHeadConfig.sampling_power", "not be negative", self.sampling_power)
-        require(self.temperature >= 0, "ItemHeadConfig.temperature", "not be negative", self.temperature)
         require(0 <= self.label_smoothing < 1, "ItemHeadConfig.label_smoothing", "lie in [0, 1)", self.label_smoothing)
         is_defined = self.label_smoothing == 0 or (self.loss == "softmax" and self.num_sampled == 0)
         require(is_defined, "ItemHeadConfig.label_smoothing", "be 0 unless the softmax is over the whole catalogue", self.label_smoothing)

@@ -11,10 +11,7 @@ from gbla_rec.models.layers import initialized_linear
 
 
 class ItemHead(nn.Module):
-    """Scores ``query . item / sqrt(D)``, or the cosine of the two over a temperature.
-
-    An item's vector is its input token, so that ids, codes and features serve on both sides.
-    """
+    """Scores ``query . item / sqrt(D)``; an item's vector is its input token, so that ids, codes and features serve on both sides."""
 
     def __init__(self, model_dim: int, config: ItemHeadConfig) -> None:
         super().__init__()
@@ -29,17 +26,9 @@ class ItemHead(nn.Module):
             positions: ``(P,)`` int64 tokens that ask.
 
         Returns:
-            ``(P, D)``, already scaled by ``D ** -0.5``, or to length ``1 / temperature``: its products with item vectors are the scores.
+            ``(P, D)``, already scaled by ``D ** -0.5``: its products with item vectors are the scores.
         """
-        query: Tensor = self.query_projection(encoded[positions])
-        if self.config.temperature == 0:
-            return query * encoded.shape[1] ** -0.5
-        normalized: Tensor = F.normalize(query.float(), dim=-1)
-        return normalized / self.config.temperature
-
-    def vectors(self, tokens: Tensor) -> Tensor:
-        """Item vectors ``(n, D)`` of input tokens ``(n, D)``: the tokens themselves, or of length 1 where there is a temperature."""
-        return tokens if self.config.temperature == 0 else F.normalize(tokens.float(), dim=-1)
+        return self.query_projection(encoded[positions]) * encoded.shape[1] ** -0.5  # type: ignore[no-any-return]
 
     def newest_query(self, encoded: Tensor, offsets: Tensor) -> Tensor:
         """Query vectors ``(B, D)`` of the newest event of each row; an empty row's is zero.

@@ -80,8 +80,7 @@ class HistoryModel(nn.Module):
 
     def item_vectors(self, embedded: Mapping[str, HasValues], items: Tensor) -> Tensor:
         """Vectors ``(n, D)`` of ``items`` ``(n,)`` for the item-level head."""
-        tokens = self._items([embedded[name].values() for name in self.input.features], items)
-        return tokens if self.item_head is None else self.item_head.vectors(tokens)
+        return self._items([embedded[name].values() for name in self.input.features], items)
 
     def forward(self, embedded: Mapping[str, HasValues], batch: "Batch") -> tuple[Tensor, Tensor]:
         """Loss (scalar, already weighted by ``batch.loss_weight``) and the NLL of the predictions ``(S,)`` in nats, detached.
@@ -135,7 +134,7 @@ class HistoryModel(nn.Module):
         if self.item_head is not None:
             assert queries is not None
             with step_part("item_head"):
-                vectors = self.item_head.vectors(self._items(candidate_rows, queries.candidates))
+                vectors = self._items(candidate_rows, queries.candidates)
                 asking = self.item_head.query(encoded, queries.positions)
                 nll = self.item_head.nll(asking, queries.labels, vectors, queries.candidates, queries.log_expected)
             losses.append(nll * self.config.item_head.weight if losses else nll)

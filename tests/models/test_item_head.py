@@ -156,9 +156,8 @@ def test_in_evaluation_only_the_newest_event_asks() -> None:
     assert batch.queries.labels.tolist() == [2, 4, 1, 3] and batch.num_global_targets == 4
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.1])
-def test_queries_of_a_search_score_as_the_loss_does(temperature: float) -> None:
-    model = retriever(dataclasses.replace(CONFIG, objective="item", item_head=ItemHeadConfig(temperature=temperature))).eval()
+def test_queries_of_a_search_score_as_the_loss_does() -> None:
+    model = retriever(dataclasses.replace(CONFIG, objective="item")).eval()
     batch = collate(CONFIG, histories(ROWS, TARGETS))
     encoded = model.encode(batch)
     assert encoded.memory is None and encoded.queries is not None
@@ -167,8 +166,6 @@ def test_queries_of_a_search_score_as_the_loss_does(temperature: float) -> None:
     scores = encoded.queries[[0, 0, 1, 2]] @ model.item_vectors(features, items).T
     expected = torch.nn.functional.cross_entropy(scores, batch.targets, reduction="none")
     assert relative_error(model(batch)[1], expected) < 1e-6
-    if temperature:
-        assert float(scores.abs().max()) <= 1 / temperature + 1e-5
 
 
 def test_candidates_follow_the_history_and_have_no_context() -> None:
@@ -204,13 +201,7 @@ def test_the_query_of_an_empty_row_is_zero_and_moves_no_other() -> None:
     assert not queries[1][[1, 3]].any() and queries[2].tolist() == [[0.0] * 16]
 
 
-HEADS = (
-    ItemHeadConfig(),
-    ItemHeadConfig(num_sampled=5),
-    ItemHeadConfig(loss="bce", num_sampled=2),
-    ItemHeadConfig(label_smoothing=0.2),
-    ItemHeadConfig(temperature=0.1),
-)
+HEADS = (ItemHeadConfig(), ItemHeadConfig(num_sampled=5), ItemHeadConfig(loss="bce", num_sampled=2), ItemHeadConfig(label_smoothing=0.2))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -294,16 +285,6 @@ def test_queries_are_scaled_by_the_root_of_the_width() -> None:
     assert head is not None
     encoded = torch.randn(5, 16)
     assert relative_error(head.query(encoded, torch.tensor([4, 0])), head.query_projection(encoded[[4, 0]]) / 4) < 1e-6
-
-
-def test_with_a_temperature_scores_are_cosines_over_it() -> None:
-    head = retriever(dataclasses.replace(CONFIG, item_head=ItemHeadConfig(temperature=0.2))).history.item_head
-    assert head is not None
-    encoded, tokens = torch.randn(2, 16), torch.randn(3, 16)
-    scores = head.query(encoded, torch.tensor([1])) @ head.vectors(tokens).T
-    cosines = torch.nn.functional.cosine_similarity(head.query_projection(encoded[1:]), tokens)
-    assert relative_error(scores[0], cosines / 0.2) < 1e-6
-    assert torch.equal(head.vectors(torch.zeros(1, 16)), torch.zeros(1, 16))
 
 
 def test_label_smoothing_counts_in_training_only() -> None:
