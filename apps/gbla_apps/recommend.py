@@ -8,6 +8,7 @@ from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gbla_apps import command_line
 from gbla_rec.checkpoint.process_group import process_group
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeat", action="store_true", help="allow items of the history")
     parser.add_argument("--score", choices=get_args(Score), help="what ranks the items (default: the model's main score)")
     options = parser.parse_args(arguments)
+    if options.count < 1:
+        raise ValueError(f"--count must be at least 1, got {options.count}")
     run_dir = command_line.chosen_run(options)
     command_line.print_once(f"run {run_dir}")
     with process_group() as device:
@@ -41,12 +44,13 @@ def main(arguments: Sequence[str]) -> None:
 def show(recommendation: Recommendation) -> None:
     """Print the end of the history and the recommended items."""
     console = Console()
-    console.print("history, newest last: " + " · ".join(recommendation.history_titles[-5:]), highlight=False)
+    # Text and markup=False: rich would take "[new]" in a title for markup
+    console.print("history, newest last: " + " · ".join(recommendation.history_titles[-5:]), highlight=False, markup=False)
     table = Table(
         "rank", "item", "title", "log-probability" if recommendation.ranked_by == "generative" else f"{recommendation.ranked_by} score"
     )
     for rank, (item, title, score) in enumerate(zip(recommendation.item_ids, recommendation.titles, recommendation.scores, strict=True), 1):
-        table.add_row(str(rank), str(item), title, f"{score:.2f}")
+        table.add_row(str(rank), Text(str(item)), Text(title), f"{score:.2f}")
     console.print(table)
 
 

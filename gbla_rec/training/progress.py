@@ -75,18 +75,19 @@ class RunLog:
             status += f"  data wait {rates.data_wait:.1%}"
             self._bar.update(self._task, completed=step, status=status)
             if not self._is_live:
-                self._console.print(f"step {step}/{self._num_steps}  {status}  {self._eta(step)}")
+                self.message(f"step {step}/{self._num_steps}  {status}  {self._eta(step)}")
 
     def validation(self, step: int, *, nll: float, num_targets: int) -> None:
         """Report the validation NLL in nats per target."""
         self._write(step, "validation", nll=nll, num_targets=num_targets)
         if self.enabled:
-            self._console.print(f"step {step}/{self._num_steps}  validation NLL {nll:.4f} nats per target ({num_targets:,} targets)")
+            self.message(f"step {step}/{self._num_steps}  validation NLL {nll:.4f} nats per target ({num_targets:,} targets)")
 
     def message(self, text: str) -> None:
-        """Print a line above the progress bar."""
+        """Print ``text`` above the progress bar, with the line breaks that it has."""
         if self.enabled:
-            self._console.print(text)
+            # soft_wrap: in a file or under a launcher rich would break lines at 80 columns
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def _write(self, step: int, kind: str, **values: float) -> None:
         if self._endpoint is not None:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from gbla_rec.checkpoint.run_directory import METRICS
 from gbla_rec.training.progress import RunLog
 from gbla_rec.training.step_window import Rates
@@ -24,3 +26,15 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     with RunLog(tmp_path, num_steps=6, first_step=0, enabled=False) as log:
         log.validation(1, nll=1.0, num_targets=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_line_of_a_log_file_stays_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, num_steps=1_000_000, first_step=0, enabled=True) as log:
+        log.message(f"run /data/[shared]/{'x' * 80} begins")
+        rates = Rates(loss=12.345, step_seconds=12.345, tokens_per_second=1e9, data_wait=0.25, mfu=0.5)
+        log.training(100_000, rates, learning_rate=1.0, gradient_norm=1.0, tokens=1)
+        log.validation(100_000, nll=12.345, num_targets=10**15)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == f"run /data/[shared]/{'x' * 80} begins"
+    assert second.startswith("step 100000/1000000  loss 12.345") and second.endswith("s left")
+    assert third.endswith("nats per target (1,000,000,000,000,000 targets)")
