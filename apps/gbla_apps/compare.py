@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     console = Console()
     for comparison in comparisons:
         console.print(comparison_table(comparison))
-    output = options.output or workspace.root() / "comparisons" / "_vs_".join(plain(group.name) for group in (first, *others))
+    output = options.output or workspace.root() / "comparisons" / directory_name([first, *others], methods, options.history)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "comparison.md", comparisons_markdown(comparisons))
     write_text(output / "comparison.json", json.dumps(comparisons, indent=2) + "\n")
@@ -62,6 +62,13 @@ def groups(options: argparse.Namespace) -> list[RunGroup]:
     if len(options.runs) < 2:
         raise ValueError(f"RUN must be given at least twice, got {options.runs}; --a and --b take several runs each")
     return [RunGroup.find([run]) for run in options.runs]
+
+
+def directory_name(groups: Sequence[RunGroup], methods: Mapping[str, str | None], history: str | None) -> str:
+    """Names, scores and treatment of the history, as far as they were asked for: another comparison replaces none."""
+    scores = [methods["first_method"], *[methods["second_method"]] * (len(groups) - 1)]
+    sides = [plain(f"{group.name}.{score}" if score else group.name) for group, score in zip(groups, scores, strict=True)]
+    return "_vs_".join(sides) + (f"_{history}" if history else "")
 
 
 def plain(name: str) -> str:

@@ -66,7 +66,10 @@ def _side(comparison: Mapping[str, Any], side: str) -> str:
 
 
 def _columns(comparison: Mapping[str, Any], first: str) -> list[str]:
-    return [first, *comparison_columns(comparison["first"]["name"], comparison["second"]["name"])]
+    sides = [comparison["first"], comparison["second"]]
+    # two methods of one group: its name would stand over both columns
+    title = "method" if sides[0]["name"] == sides[1]["name"] else "name"
+    return [first, *comparison_columns(sides[0][title], sides[1][title])]
 
 
 def comparison_columns(first: str, second: str) -> list[str]:

@@ -86,6 +86,12 @@ def test_a_baseline_and_another_score_can_be_compared(evaluated_runs: Any) -> No
     assert found["metrics"]["Recall@10"]["difference"] == pytest.approx(found["metrics"]["Recall@10"]["first"] - 0.25)
 
 
+def test_two_methods_of_one_group_stand_in_columns_of_their_own_names(evaluated_runs: Any) -> None:
+    group = group_of(evaluated_runs, "a", 0.5, 0.0, np.random.default_rng(0))
+    text = comparisons_markdown([compare(group, group, first_method="generative", second_method="item-kNN")])
+    assert "| metric | generative | item-kNN | difference |" in text and "a (generative) minus a (item-kNN)" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
