@@ -43,12 +43,19 @@ def main(arguments: Sequence[str]) -> None:
 
 def _take_source(arguments: Sequence[str]) -> tuple[PrepareConfig, Convert | None, list[str]]:
     """The defaults that ``--recipe`` or ``--dataset`` sets, what must be converted first, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="gbla-rec prepare", add_help=False, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--recipe", choices=sorted(DATASETS))
-    source.add_argument("--dataset", choices=sorted(PUBLISHED))
+    source.add_argument("--recipe")
+    source.add_argument("--dataset")
     parser.add_argument("--path", type=Path)
     known, rest = parser.parse_known_args(arguments)
+    for option, choices in (("recipe", DATASETS), ("dataset", PUBLISHED)):
+        value = getattr(known, option)
+        if value is not None and value not in choices:
+            raise ValueError(
+                f"--{option} must be one of {', '.join(sorted(choices))}, got {value!r}; a log of your own: --name NAME --events FILE, "
+                f"public data: --dataset {'|'.join(PUBLISHED)} --path DIR"
+            )
     if (known.dataset is None) != (known.path is None):
         raise ValueError(f"--dataset and --path must be given together, got --dataset {known.dataset} and --path {known.path}")
     if known.dataset is None:

@@ -53,3 +53,15 @@ def test_help_shows_what_the_path_sets(beauty: Path, workspace: Path, capsys: py
     said = capsys.readouterr().out
     assert "amazon, movielens, yambda" in " ".join(said.replace("│", " ").split()) and "amazon_beauty" in said
     assert not workspace.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "amazon_beauty"], r"--recipe must be one of movielens_small, got 'amazon_beauty'; .*--dataset amazon\|.* --path DIR"),
+        (["--dataset", "shop"], r"--dataset must be one of amazon, .*got 'shop'; a log of your own: --name NAME --events FILE"),
+    ],
+)
+def test_a_source_that_is_not_known_is_refused_with_the_way_to_ones_own(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(arguments)
