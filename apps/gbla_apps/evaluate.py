@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> None:
         help="a second column: items of the own history removed where the run keeps them, kept where it removes them",
     )
     options = parser.parse_args(arguments)
+    if options.num_beams and min(options.num_beams) < 1:
+        raise ValueError(f"--num-beams must be at least 1, got {min(options.num_beams)}")
     run_dir = command_line.chosen_run(options)
     command_line.print_once(f"run {run_dir}")
     settings = evaluation_settings(run_dir, options)
