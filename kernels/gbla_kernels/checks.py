@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gbla_kernels.backend import Backend
 from gbla_kernels.layout import JaggedLayout
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,6 +38,12 @@ def require_choice(name: str, value: object, choices: tuple[object, ...]) -> Non
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def require_backend(backend: object) -> None:
+    """Raise ValueError unless ``backend`` is a ``Backend``; the string "triton" would run the reference, as it is not TRITON."""
+    if not isinstance(backend, Backend):
+        raise ValueError(f"backend must be Backend.REFERENCE or Backend.TRITON, got {backend!r}")
 
 
 def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: int) -> None:

@@ -11,7 +11,15 @@ from gbla_kernels.backend import Backend
 from gbla_kernels.causal_conv1d.autograd import causal_conv1d_triton
 from gbla_kernels.causal_conv1d.forward import MAX_TAPS
 from gbla_kernels.causal_conv1d.reference import causal_conv1d_reference
-from gbla_kernels.checks import require_choice, require_dim, require_float, require_offsets, require_same_device, require_shape
+from gbla_kernels.checks import (
+    require_backend,
+    require_choice,
+    require_dim,
+    require_float,
+    require_offsets,
+    require_same_device,
+    require_shape,
+)
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.token_positions import token_positions
@@ -46,6 +54,7 @@ def causal_conv1d(
         ValueError: if shapes, dtypes or devices disagree; the message names the argument and both values.
         NotImplementedError: if the backend lacks what is asked for.
     """
+    require_backend(backend)
     require_conv_arguments(x, weight, bias, offsets, layout, activation)
     if backend is Backend.TRITON:
         require_triton_device("causal_conv1d", x)

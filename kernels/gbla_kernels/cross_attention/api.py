@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gbla_kernels.backend import Backend
-from gbla_kernels.checks import require_dim, require_float, require_same_device, require_shape
+from gbla_kernels.checks import require_backend, require_dim, require_float, require_same_device, require_shape
 from gbla_kernels.cross_attention.autograd import attend, attend_packed
 from gbla_kernels.cross_attention.launch_config import MAX_WIDTH, launch_config
 from gbla_kernels.cross_attention.reference import jagged_cross_attention_reference
@@ -45,6 +45,7 @@ def jagged_cross_attention(
         ValueError: if shapes, dtypes, devices or layouts disagree; the message names the argument and both values.
         NotImplementedError: if the backend lacks what is asked for.
     """
+    require_backend(backend)
     scale = _validate(query, key, value, query_layout, key_layout, scale)
     if backend is Backend.REFERENCE:
         return jagged_cross_attention_reference(query, key, value, query_layout, key_layout, scale)
@@ -75,6 +76,7 @@ def jagged_cross_attention_packed(
         scale: likewise.
         backend: likewise.
     """
+    require_backend(backend)
     require_dim("key_value", key_value, 4, "(L_key, 2, H, K)")
     require_shape("key_value", key_value, (key_value.shape[0], 2, *key_value.shape[2:]), "(L_key, 2, H, K)")
     key, value = key_value.unbind(1)

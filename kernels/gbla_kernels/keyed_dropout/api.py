@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gbla_kernels.backend import Backend
-from gbla_kernels.checks import require_dim, require_float, require_same_device, require_shape
+from gbla_kernels.checks import require_backend, require_dim, require_float, require_same_device, require_shape
 from gbla_kernels.dispatch import is_traced, require_triton_device
 from gbla_kernels.keyed_dropout.forward import keyed_dropout_forward
 from gbla_kernels.keyed_dropout.reference import keyed_dropout_reference
@@ -43,6 +43,7 @@ def keyed_dropout(
         ValueError: if shapes, dtypes or devices disagree, or a number is out of range; the message names the argument and the value.
         NotImplementedError: for fp64 with TRITON.
     """
+    require_backend(backend)
     if not 0 <= probability < 1:
         raise ValueError(f"probability must lie in [0, 1), got {probability}")
     if token_keys is None or probability == 0:

@@ -10,6 +10,7 @@ from torch import Tensor
 from gbla_kernels.backend import Backend
 from gbla_kernels.checks import (
     eps_or_default,
+    require_backend,
     require_choice,
     require_dim,
     require_float,
@@ -78,6 +79,7 @@ def gated_linear_attention(
         ValueError: if shapes, dtypes or devices disagree; the message names the argument and both values.
         NotImplementedError: if the backend lacks what is asked for.
     """
+    require_backend(backend)
     require_dim("query", query, 3, "(L, H, K)")
     require_dim("value", value, 3, "(L, H, V)")
     num_tokens, num_heads, key_dim = query.shape
@@ -158,6 +160,7 @@ def gated_linear_attention_packed(
         ValueError: if the projection has too few columns, or as ``gated_linear_attention``.
         NotImplementedError: if the backend lacks what is asked for.
     """
+    require_backend(backend)
     require_dim("projection", projection, 2, "(L, columns)")
     widths = PackedWidths(num_heads, key_dim, value_dim, key_gate, output_gate)
     if projection.shape[1] < widths.num_columns:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gbla_kernels.backend import Backend
 from gbla_kernels.causal_conv1d.api import require_conv_arguments, require_conv_kernel
-from gbla_kernels.checks import eps_or_default, require_float, require_same_device, require_shape
+from gbla_kernels.checks import eps_or_default, require_backend, require_float, require_same_device, require_shape
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.rms_norm_causal_conv1d.autograd import rms_norm_causal_conv1d_triton
@@ -53,6 +53,7 @@ def rms_norm_causal_conv1d(
         ValueError: if shapes, dtypes or devices disagree; the message names the argument and both values.
         NotImplementedError: if the backend lacks what is asked for.
     """
+    require_backend(backend)
     require_conv_arguments(x, weight, bias, offsets, layout, activation)
     require_shape("norm_weight", norm_weight, (x.shape[1],), "(D,)")
     require_float("norm_weight", norm_weight)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gbla_kernels.backend import Backend
-from gbla_kernels.checks import require_dim, require_float, require_same_device, require_shape
+from gbla_kernels.checks import require_backend, require_dim, require_float, require_same_device, require_shape
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.rotary.autograd import rotary_triton
 from gbla_kernels.rotary.reference import rotary_reference
@@ -31,6 +31,7 @@ def rotary_embedding(query: Tensor, key: Tensor, positions: Tensor, *, base: flo
         ValueError: if shapes, dtypes or devices disagree; the message names the argument and both values.
         NotImplementedError: for fp64 with TRITON.
     """
+    require_backend(backend)
     require_dim("query", query, 3, "(L, H, K)")
     require_shape("key", key, tuple(query.shape), "(L, H, K)")
     require_shape("positions", positions, (query.shape[0],), "(L,)")
