@@ -121,6 +121,7 @@ def main() -> None:
         hits_before = train(before, device)
         dcp.save({"model": before.state_dict()}, checkpoint_id=checkpoint)
 
+        # for speed on a GPU: HybridEncoder(config, backend=Backend.TRITON), with Backend from gbla_kernels
         config = EncoderConfig(model_dim=DIM, num_heads=4, pattern="SGG")
         after = shard(NextItemModel(HybridEncoder(config)), device)  # changed
         state = {"model": after.state_dict()}

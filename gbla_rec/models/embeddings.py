@@ -76,13 +76,20 @@ def _local_shards(parameter: object) -> Iterator[tuple[Tensor, int, int, int]]:
         yield parameter, 0, 0, parameter.shape[1]
 
 
-def encode_jagged(encoder: HybridEncoder, history: JaggedTensor, *, layout: JaggedLayout | None = None) -> JaggedTensor:
-    """Run the encoder on a TorchRec ``JaggedTensor`` of ``(L, D)`` values; the result has the same rows.
+def encode_jagged(
+    encoder: HybridEncoder, history: JaggedTensor, *, layout: JaggedLayout | None = None, token_keys: Tensor | None = None
+) -> JaggedTensor:
+    """Run the encoder on a TorchRec ``JaggedTensor``; the result has the same rows, and weights of the input are left out.
 
     Args:
         encoder: the hybrid encoder.
-        history: embedded histories, as an ``EmbeddingCollection`` returns them.
+        history: embedded histories, as an ``EmbeddingCollection`` returns them: values ``(L, D)``, oldest first in each row, in
+            the dtype of the encoder, or any float dtype under autocast.
         layout: the rows of ``history``; without it the offsets are read by the host (a device sync on CUDA).
+        token_keys: ``(L,)`` int64 for dropout, needed in training where ``EncoderConfig.dropout`` is above 0.
+
+    Raises:
+        ValueError: as ``HybridEncoder.forward``.
     """
-    encoded = encoder(history.values(), history.offsets(), layout=layout)
+    encoded = encoder(history.values(), history.offsets(), layout=layout, token_keys=token_keys)
     return JaggedTensor(values=encoded, lengths=history.lengths(), offsets=history.offsets())

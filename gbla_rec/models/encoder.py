@@ -75,16 +75,22 @@ class HybridEncoder(nn.Module):
             values: ``(L, D)`` token embeddings, oldest first in each row.
             offsets: ``(B + 1,)`` integers; row ``b`` is ``offsets[b]:offsets[b + 1]``, possibly empty.
             layout: the same rows, made in collate; without it offsets are read by the host (a device sync).
-            token_keys: ``(L,)`` int64 for dropout in training; None switches dropout off.
+            token_keys: ``(L,)`` int64, which decide what dropout drops: new ones for each step. Needed in training where
+                ``config.dropout`` is above 0; evaluation does not read them.
 
         Returns:
             ``(L, D)``, normalised.
 
         Raises:
-            ValueError: if values are not ``(L, model_dim)`` or offsets do not cover them.
+            ValueError: if values are not ``(L, model_dim)``, offsets do not cover them, or dropout lacks its keys.
         """
         if values.dim() != 2 or values.shape[1] != self.config.model_dim:
             raise ValueError(f"values must have shape (L, model_dim) = (L, {self.config.model_dim}), got {tuple(values.shape)}")
+        if self.training and self.config.dropout > 0 and token_keys is None:
+            raise ValueError(
+                f"token_keys must be given in training with EncoderConfig.dropout = {self.config.dropout}, got None; "
+                "give torch.randint(2**62, (L,)) of each step, or call eval()"
+            )
         if layout is None:
             layout = JaggedLayout.from_offsets(offsets)
         if layout.num_tokens != values.shape[0]:

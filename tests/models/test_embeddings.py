@@ -45,3 +45,15 @@ def test_encode_jagged_keeps_the_rows() -> None:
     encoded = encode_jagged(encoder, history)
     assert encoded.lengths().tolist() == [2, 0, 3]
     assert torch.equal(encoded.values(), encoder(history.values(), history.offsets()))
+
+
+def test_dropout_in_training_asks_for_its_keys_and_follows_them() -> None:
+    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16, dropout=0.5))
+    history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
+    with pytest.raises(ValueError, match=r"token_keys must be given in training with EncoderConfig.dropout = 0.5, got None"):
+        encode_jagged(encoder, history)
+    keys = torch.arange(5)
+    first, again, other = (encode_jagged(encoder, history, token_keys=drawn).values() for drawn in (keys, keys, keys + 5))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    encoder.eval()
+    assert torch.equal(encode_jagged(encoder, history).values(), encode_jagged(encoder, history, token_keys=keys).values())
