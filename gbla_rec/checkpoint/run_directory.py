@@ -73,11 +73,19 @@ def create_run(run_dir: Path, config: RunConfig, dataset_hash: str) -> None:
 
 
 def read_config(run_dir: Path) -> RunConfig:
-    """The resolved config of a run."""
+    """The resolved config of a run.
+
+    Raises:
+        FileNotFoundError: if ``run_dir`` is no run directory.
+        ValueError: if its config is damaged, or has settings that this version does not know; the message names the file.
+    """
     path = run_dir / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.json")
-    return from_json(RunConfig, path.read_text())
+    try:
+        return from_json(RunConfig, path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}; version.json beside it names the commit that wrote it") from error
 
 
 def code_version() -> dict[str, str | None]:

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from gbla_rec.checkpoint.run_directory import read_config
 from gbla_rec.config import to_json
+from gbla_rec.recipes import recipe
 
 YOUNGER = {
     "semantic_ids": ("text_columns", "behaviour_weight", "balance", "distinct_last_code"),
@@ -30,7 +33,6 @@ def without_younger(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def opened_config(rank: int, world_size: int, run_dir: str) -> str:
-    from gbla_rec.checkpoint.run_directory import read_config
     from gbla_rec.checkpoint.run_parts import RunParts
 
     return to_json(RunParts.open(read_config(Path(run_dir)), torch.device("cpu")).config)
@@ -46,3 +48,11 @@ def test_a_run_and_semantic_ids_without_younger_settings_are_opened(
         del manifest["config"][name]
     manifest_path.write_text(json.dumps(manifest))
     assert run_ranks(opened_config, 1, str(tmp_path)) == [to_json(tiny_run())]
+
+
+def test_a_config_that_cannot_be_read_is_named_with_the_way_to_its_version(tmp_path: Path) -> None:
+    whole = to_json(recipe("own_data"))
+    for text, reason in ((whole.replace('"seed"', '"seeed"'), r"RunConfig must have only the fields .*'seeed'"), (whole[:-9], "delimiter")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"{tmp_path}/config.json cannot be read: .*{reason}.*version.json beside it"):
+            read_config(tmp_path)
