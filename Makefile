@@ -51,8 +51,8 @@ format: install ## apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## run every benchmark that this machine can run
-	set -e; for script in $$(grep -l '__name__ == "__main__"' benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+bench: install ## run every benchmark that this machine can run and that needs no options; replaces benchmarks/results
+	set -e; for script in $$(grep -l '__name__ == "__main__"' benchmarks/*.py | xargs grep -L 'required=True'); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove caches and build products; .venv and workspace stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis $(SHIM)/build $(SHIM)/*.egg-info

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from report import RESULTS
+from report import results_directory
 from torch.autograd import DeviceType
 
 Call = Callable[[], Any]
@@ -214,9 +214,10 @@ def host_microseconds(call: Call, *, calls: int = 50, rounds: int = 11) -> float
 def arguments_or_exit(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line with the options that all GPU benchmarks have; without a GPU, say so and exit with status 0."""
     parser.add_argument("--quick", action="store_true", help="few sizes; under a minute")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the results")
+    parser.add_argument("--out", type=Path, help="directory of the results (default: benchmarks/results; with --quick in the workspace)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(f"{Path(sys.argv[0]).name}: skipped, it needs a CUDA GPU")
         sys.exit(0)
+    arguments.out = results_directory(arguments.out, is_whole=not arguments.quick)
     return arguments

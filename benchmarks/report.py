@@ -10,10 +10,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gbla_rec import workspace
+
 RESULTS = Path(__file__).parent / "results"
 COMMIT_VARIABLE = "GBLA_REC_COMMIT"
 """Environment variable with the commit, for machines that have a copy of the tree without its history."""
 PACKAGES = ("torch", "triton", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "polars", "pyarrow")
+
+
+def results_directory(chosen: Path | None, *, is_whole: bool) -> Path:
+    """Where a report goes: where the caller chose, else the committed results for a whole run, else the workspace.
+
+    A quick look must not replace the figures of another machine.
+    """
+    if chosen is not None:
+        return chosen
+    return RESULTS if is_whole else workspace.root() / "benchmarks"
 
 
 def write_report(

@@ -1,7 +1,7 @@
 """Quality of semantic IDs before any training: evenness, collisions, and what consecutive items' codes say about each other.
 
 Embeddings are made once per dataset and kept in ``--cache``; a finished row is not made again, so the command can be stopped and
-run again. ``python benchmarks/semantic_ids.py --datasets amazon_beauty amazon_sports --encoders tfidf wordllama``
+run again. ``python benchmarks/semantic_ids.py --cache DIR --datasets amazon_beauty amazon_sports --encoders tfidf wordllama``
 """
 
 import argparse

@@ -2,11 +2,13 @@
 
 import argparse
 import itertools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import RESULTS
+import torch
+from report import results_directory
 from zipf_histories import Balance
 
 ZIPF_STEPS, ZIPF_PROFILED_STEPS = 48, 12
@@ -95,8 +97,13 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps that are timed, after the warm ones")
     parser.add_argument("--kernels", choices=["triton", "reference"])
     parser.add_argument("--compile", choices=["off", "on", "both"], default="both")
-    parser.add_argument("--directory", type=Path, default=RESULTS)
-    return parser.parse_args()
+    parser.add_argument("--directory", type=Path, help="of the report (default: benchmarks/results; with --smoke in the workspace)")
+    arguments = parser.parse_args()
+    if not arguments.smoke and not torch.cuda.is_available():
+        print(f"{Path(sys.argv[0]).name}: skipped, it needs a CUDA GPU; --smoke runs tiny sizes anywhere")
+        sys.exit(0)
+    arguments.directory = results_directory(arguments.directory, is_whole=not arguments.smoke)
+    return arguments
 
 
 def sizes_of(arguments: argparse.Namespace) -> Sizes:

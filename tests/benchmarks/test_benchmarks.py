@@ -67,3 +67,30 @@ def test_cases_have_the_tokens_that_they_name(benchmarks_on_path):
     assert zipf().num_tokens == ZIPF_TOKENS and len(zipf().lengths) == ZIPF_ROWS
     assert len(short().lengths) == SHORT_ROWS and 8 < short().num_tokens / SHORT_ROWS < 10
     assert JaggedLayout.from_lengths(zipf().lengths).max_length > 10_000
+
+
+def test_a_quick_look_leaves_the_committed_reports_alone(benchmarks_on_path, monkeypatch, workspace):
+    import argparse
+
+    import gpu_timing
+    import step_sizes
+    from report import RESULTS
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    quick = ("--quick", "out", lambda: gpu_timing.arguments_or_exit(argparse.ArgumentParser()))
+    smoke = ("--smoke", "directory", lambda: step_sizes.parse(None))
+    for option, name, read in (quick, smoke):
+        for given, expected in (([], RESULTS), ([option], workspace / "benchmarks"), ([option, f"--{name}", "here"], Path("here"))):
+            monkeypatch.setattr(sys, "argv", ["x.py", *given])
+            assert getattr(read(), name) == expected
+
+
+def test_a_whole_training_step_without_a_gpu_says_so_and_succeeds(benchmarks_on_path, monkeypatch, capsys):
+    import step_sizes
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/training_step.py"])
+    with pytest.raises(SystemExit) as exit_:
+        step_sizes.parse(None)
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == "training_step.py: skipped, it needs a CUDA GPU; --smoke runs tiny sizes anywhere\n"
