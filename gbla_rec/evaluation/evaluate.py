@@ -62,6 +62,10 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
 
     Returns:
         What ``results.json`` holds: protocol, versions, and per method and metric the mean with a 95 % bootstrap interval.
+
+    Raises:
+        FileNotFoundError: if ``run_dir`` is no run directory, or its dataset or semantic IDs are missing.
+        ValueError: if the dataset, the semantic IDs or a checkpoint is damaged or not the run's; the message names it.
     """
     config = read_config(run_dir)
     config = config if settings is None else replace(config, evaluation=settings)

@@ -95,7 +95,12 @@ class RunGroup:
 
     @classmethod
     def find(cls, specifications: Sequence[str | Path], name: str | None = None) -> "RunGroup":
-        """Group the runs that ``specifications`` name, each a run directory or a name; see ``find_runs``."""
+        """Group the runs that ``specifications`` name, each a run directory or a name; see ``find_runs``.
+
+        Raises:
+            FileNotFoundError: if a specification finds no evaluated run.
+            ValueError: if results are damaged, or as ``of``.
+        """
         found = {run_dir.resolve(): run_dir for specification in specifications for run_dir in find_runs(specification)}
         return cls.of([EvaluatedRun.open(run_dir) for run_dir in found.values()], name)
 
