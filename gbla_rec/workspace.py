@@ -54,7 +54,11 @@ def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False
         found = [path for path in found if any(path.glob("checkpoints/step_*/progress.json"))]
     newest = max(found, key=lambda path: path.name, default=None)
     if newest is None:
+        names = sorted({path.parent.parent.name for path in (root() / "runs").glob("*/*/config.json")})
         kind = f" called {run_name!r}" if run_name else ""
         saved = " with a checkpoint" if with_checkpoint else ""
-        raise FileNotFoundError(f"no run{kind}{saved} in {root() / 'runs'}; train one with: gbla-rec train (--name is the run's name)")
+        raise FileNotFoundError(
+            f"no run{kind}{saved} in {root() / 'runs'}, which has runs called: {', '.join(names) or 'none'}; "
+            "train one with: gbla-rec train (--name is the run's name)"
+        )
     return newest

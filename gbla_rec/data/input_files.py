@@ -46,7 +46,7 @@ def find_files(path: Path, argument: str) -> list[Path]:
         ValueError: if there is no Parquet or CSV file.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{argument}: {path} does not exist")
+        raise FileNotFoundError(f"{argument} must be a file or a directory, {path.absolute()} does not exist")
     suffixes = PARQUET_SUFFIXES + CSV_SUFFIXES
     if path.is_file():
         if path.suffix.lower() not in suffixes:

@@ -103,7 +103,11 @@ def read_manifest(directory: Path) -> DatasetManifest:
     """
     path = directory / MANIFEST_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a prepared dataset (no {MANIFEST_NAME}); make one with: gbla-rec prepare")
+        prepared = sorted(found.parent.name for found in directory.parent.glob(f"*/{MANIFEST_NAME}"))
+        raise FileNotFoundError(
+            f"{directory} is not a prepared dataset (no {MANIFEST_NAME}); make it with: gbla-rec prepare --name {directory.name} ...; "
+            f"datasets beside it (--dataset NAME): {', '.join(prepared) or 'none'}"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw["schema_version"]

@@ -120,7 +120,7 @@ class Recommender:
     def _resolve(self, parts: list[str]) -> list[int]:
         """Item indices of comma-separated entries; neighbouring entries are joined while that names an item."""
         if not any(parts):
-            raise ValueError("history must name at least one item, got nothing")
+            raise ValueError("history must name at least one item, by its title or id, got none")
         found, start = [], 0
         while start < len(parts):
             for stop in range(len(parts), start, -1):
@@ -150,9 +150,9 @@ class Recommender:
             return f"history entry {name!r} names several items: {[self.titles[i] for i in matches[:5]]}; give the full title or the id"
         similar = difflib.get_close_matches(name, self.titles, n=3, cutoff=0.4)
         containing = [title for title in self.titles if name.casefold() in title.casefold()][:3]
-        return (
-            f"history entry {name!r} names no item of the dataset; did you mean one of {list(dict.fromkeys([*containing, *similar]))[:5]}?"
-        )
+        near = list(dict.fromkeys([*containing, *similar]))[:5]
+        cure = f"did you mean one of {near}?" if near else f"give titles or ids of {self.parts.dataset.path}, e.g. {self.titles[:3]}"
+        return f"history entry {name!r} names no item of the dataset; {cure}"
 
 
 def _chosen_checkpoint(run_dir: Path) -> Checkpoint:

@@ -142,7 +142,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no semantic IDs in {directory} ({MANIFEST_FILE} is missing); make them with: gbla-rec tokenize")
+        raise FileNotFoundError(
+            f"no semantic IDs in {directory} ({MANIFEST_FILE} is missing); make them with: gbla-rec tokenize --dataset {directory.name}, "
+            "and the --recipe and --semantic-ids options of the training"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
