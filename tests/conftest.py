@@ -42,6 +42,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """A rank that waits for a dead one gives up after this time."""
 
+PRELOADED = ("torchrec", "torch.distributed.optim", "torch.utils.tensorboard.writer", "sklearn.utils.extmath", "gbla_kernels")
+"""What a rank has imported when it starts: of what training needs, the slow imports that start no thread (polars and pyarrow do)."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -73,7 +76,7 @@ def run_ranks(tmp_path: Path) -> RunRanks:
     test file. What it returns goes through ``torch.save``. Environment variables are those of the caller. If a rank fails,
     the test fails with the traceback and the output of every rank.
 
-    The processes are forked from a server that has imported torchrec and started no thread: forking the test process
+    The processes are forked from a server that has made the slow imports and started no thread: forking the test process
     itself would be as quick, but polars, OpenMP and autograd hang or refuse in the child once the parent has used them.
     """
     calls = itertools.count()
@@ -82,7 +85,7 @@ def run_ranks(tmp_path: Path) -> RunRanks:
         directory = tmp_path / f"ranks-{next(calls)}"
         directory.mkdir()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torchrec"])
+        context.set_forkserver_preload(list(PRELOADED))
         environment = dict(os.environ)
         processes = [
             context.Process(
@@ -129,7 +132,7 @@ def launch_ranks(tmp_path: Path) -> LaunchRanks:
             port = free.getsockname()[1]
         environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torchrec"])
+        context.set_forkserver_preload(list(PRELOADED))
         processes = [
             context.Process(
                 target=_ByValue(_launched_rank),
