@@ -63,7 +63,7 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     assert "30 users, 40 items, 360 events" in run("prepare", "--name", "shop", *log).stdout
     mine = ["--recipe", "movielens_small", "--name", "shop", "--dataset", "shop"]
     ids = ["--semantic-ids.embedding", "text", "--semantic-ids.embedding-dim", "8"]
-    run("tokenize", *mine, *ids)
+    run_forked("tokenize", *mine, *ids)
     short = ["--training.num-steps", "4", "--training.validate-every", "2", "--training.save-every", "2"]
     short += ["--model.embedding.context-features", "device"]
     refused = run_forked("train", *mine, *short, status=2)
@@ -74,18 +74,18 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     again = run("prepare", "--name", "shop", *log, ok=False)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ") and "Traceback" not in again.stderr
-    evaluated = run("evaluate", "--recipe", "shop", "--both-histories", "--num-beams", "60", "10")
-    assert re.search(r"most-popular .* item-kNN", evaluated.stdout)
-    assert "own history kept" in evaluated.stdout and "own history removed" in evaluated.stdout
-    assert re.search(r"│ 10 .*\n│ 60 ", evaluated.stdout)
+    evaluated = run_forked("evaluate", "--recipe", "shop", "--both-histories", "--num-beams", "60", "10")
+    assert re.search(r"most-popular .* item-kNN", evaluated)
+    assert "own history kept" in evaluated and "own history removed" in evaluated
+    assert re.search(r"│ 10 .*\n│ 60 ", evaluated)
     compared = run_forked("compare", "shop", "--history", "kept", "shop", "--output", str(tmp_path / "same"))
     assert "+0.0000 to" in compared
     assert json.loads((tmp_path / "same" / "comparison.json").read_text())[0]["metrics"]["Recall@10"]["difference"] == 0
     assert "not both and not half of it" in run_forked("compare", "--a", "shop", status=2)
     run_forked("report", "--runs", "shop", "--output", str(tmp_path / "page"))
     assert "<svg" not in (page := (tmp_path / "page" / "report.html").read_text()) and page.count("data:image/svg+xml") >= 5
-    recommended = run("recommend", "--user", "u3", "--count", "3")
-    assert len(re.findall(r"thing \d no \d+", recommended.stdout)) >= 3
+    recommended = run_forked("recommend", "--user", "u3", "--count", "3")
+    assert len(re.findall(r"thing \d no \d+", recommended)) >= 3
     unknown = run_forked("recommend", "--history", "thing 1", status=2)
     assert "names no item of the dataset; did you mean one of" in unknown
 
@@ -112,7 +112,7 @@ def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace
     # what a kill in the middle of a save leaves behind
     (checkpoint,) = sorted(tiny_workspace.glob("runs/killed/*/checkpoints/step_*"))[-1:]
     checkpoint.with_name(".tmp-step_00000099").mkdir()
-    run("train", *TINY, "--name", "killed", "--resume")
+    run_forked("train", *TINY, "--name", "killed", "--resume")
     whole, killed = (logged(tiny_workspace, name) for name in ("whole", "killed"))
     assert [line["step"] for line in killed] == [line["step"] for line in whole]
     for key in ("loss", "nll"):

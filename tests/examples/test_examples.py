@@ -1,23 +1,29 @@
 """The examples run, and show what they promise."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+DROPIN = Path(__file__).resolve().parents[2] / "examples" / "torchrec_dropin.py"
+
+
+def assert_loads_and_learns(output: str) -> None:
+    assert "old checkpoint: 3 tensors, all loaded: True" in output
+    before, after = (float(share) for share in re.findall(r"([\d.]+)%", output))
+    assert after > before + 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_torchrec_dropin_loads_the_old_checkpoint_and_learns_order(ranks: int) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+def test_torchrec_dropin_loads_the_old_checkpoint_and_learns_order() -> None:
     finished = subprocess.run(
-        [sys.executable, *launcher, str(EXAMPLES / "torchrec_dropin.py")],
+        [sys.executable, str(DROPIN)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -25,11 +31,25 @@ def test_torchrec_dropin_loads_the_old_checkpoint_and_learns_order(ranks: int) -
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "old checkpoint: 3 tensors, all loaded: True" in finished.stdout
-    before, after = (float(share) for share in re.findall(r"([\d.]+)%", finished.stdout))
-    assert after > before + 20
+    assert_loads_and_learns(finished.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrec_dropin_does_so_on_two_ranks(launch_ranks: Any) -> None:
+    def example(rank: int, path: str) -> None:
+        spec = importlib.util.spec_from_file_location("torchrec_dropin", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["torchrec_dropin"] = module
+        spec.loader.exec_module(module)
+        module.NUM_STEPS = 150
+        module.main()
+
+    (status, output), (other_status, other_output) = launch_ranks(example, 2, str(DROPIN), timeout_s=280.0)
+    assert status == other_status == 0, output + other_output
+    assert_loads_and_learns(output)
 
 
 def test_the_dropin_changes_five_lines() -> None:
-    source = (EXAMPLES / "torchrec_dropin.py").read_text()
+    source = DROPIN.read_text()
     assert sum(line.endswith("# changed") for line in source.splitlines()) == 5
