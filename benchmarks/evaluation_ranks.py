@@ -1,7 +1,7 @@
 """Evaluation shared by ranks: seconds of encoding and beam search over all test users against the number of ranks, and whether all agree.
 
-``python benchmarks/evaluation_ranks.py --run-dir RUN --ranks 1 2 4``: one torchrun for each number of ranks, on the newest checkpoint of
-a trained run.
+``python benchmarks/evaluation_ranks.py --run-dir RUN --ranks 1 2 4``: one torchrun for each number of ranks, on the checkpoint
+of a trained run that has the lowest validation NLL.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from report import RESULTS, write_report
 
 from gbla_rec.checkpoint.process_group import process_group
-from gbla_rec.checkpoint.run_directory import read_config, readable_checkpoints
+from gbla_rec.checkpoint.run_directory import best_checkpoints, read_config
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.evaluation.rank import RankedUsers, Score, Search, rank_searches
@@ -52,7 +52,8 @@ def main() -> None:
     settings = config.evaluation
     joint = f" ({max(settings.joint_beams, settings.num_beams)} for joint scores)" if config.model.objective == "joint" else ""
     notes = NOTES.format(users=measured[0]["users"], items=measured[0]["items"], beams=settings.num_beams, joint=joint)
-    own = ["--run-dir", options.run_dir.parent.name, "--ranks", *map(str, options.ranks)]
+    run_dir = Path("workspace", "runs", *options.run_dir.resolve().parts[-2:])
+    own = ["--run-dir", str(run_dir), "--ranks", *map(str, options.ranks)]
     command = shlex.join(["python", "benchmarks/evaluation_ranks.py", *own])
     rows = [row_against(measured[0], found) for found in measured]
     print(write_report("evaluation_ranks", rows, command, notes, directory=options.directory))
@@ -91,7 +92,7 @@ def rank_program(run_dir: Path, path: Path) -> None:
     with process_group() as device:
         parts = RunParts.open(read_config(run_dir), device)
         trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
-        load_checkpoint(readable_checkpoints(run_dir)[-1], parts.model, None)
+        load_checkpoint(best_checkpoints(run_dir, 1)[0], parts.model, None)
         dist.barrier()
         loaded = time.time()
         search = Search.of(parts.config.evaluation)

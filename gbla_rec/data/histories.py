@@ -215,8 +215,7 @@ def gather(source: EventSource, samples: Samples, key: tuple[int, ...] | None) -
 
 def concatenate_offsets(parts: Sequence[Int64Array]) -> Int64Array:
     """Offsets of the concatenation of jagged arrays, from the offsets of each."""
-    lengths = [np.diff(part) for part in parts]
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    return _offsets(np.concatenate([np.diff(part) for part in parts]))
 
 
 def sample_costs(lengths: Int64Array, num_targets: Int64Array, config: StreamConfig) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """One batch is searched by every score of a model: the same items are denied to each, and the joint score is the sum of both others."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, EvaluationConfig, ModelConfig
 from gbla_rec.data.batch import Collator, feature_names
 from gbla_rec.data.histories import HistoryBatch
-from gbla_rec.evaluation.rank import Score, Search, search_batch
+from gbla_rec.evaluation.rank import MAX_BEAM_ROWS, Score, Search, rank_searches, search_batch
 from gbla_rec.models.embeddings import initialize_tables, item_tables
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.retrieval.beam_search import BeamResult
@@ -97,3 +98,27 @@ def test_one_score_is_found_without_the_searches_of_others(monkeypatch: pytest.M
         alone = searched(False, only=score, joint_beams=70)
         assert list(alone) == [score] and torch.equal(alone[score].items, whole[score].items)
         assert beams == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "searches", "most_users"),
+    [
+        ("generative", [Search(50, False)], MAX_BEAM_ROWS // 50),
+        ("joint", [Search(50, False)], MAX_BEAM_ROWS // 200),
+        ("joint", [Search(50, False), Search(500, False, "generative")], MAX_BEAM_ROWS // 500),
+        ("joint", [Search(50, False, "generative")], MAX_BEAM_ROWS // 50),
+        ("generative", [Search(MAX_BEAM_ROWS + 1, False)], 1),
+    ],
+)
+def test_a_batch_has_as_many_users_as_their_beams_allow(objective: Any, searches: list[Search], most_users: int) -> None:
+    asked: dict[str, Any] = {}
+
+    def batches(*arguments: Any, **options: Any) -> list[Any]:
+        asked.update(options)
+        raise StopIteration
+
+    config = SimpleNamespace(evaluation=EvaluationConfig(joint_beams=200), model=dataclasses.replace(MODEL, objective=objective))
+    parts: Any = SimpleNamespace(config=config, model=torch.nn.Identity(), item_vectors=lambda: None, evaluation_batches=batches)
+    with pytest.raises(StopIteration):
+        rank_searches(parts, None, "test", searches)  # type: ignore[arg-type]
+    assert asked["users_per_batch"] == most_users
