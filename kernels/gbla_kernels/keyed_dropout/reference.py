@@ -14,8 +14,8 @@ def wrap64(value: int) -> int:
     return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
-INVERSE = wrap64(pow(MULTIPLIERS[2], -1, 1 << 64))
-"""Of the last multiplier, modulo 2^64."""
+INVERSE, SALT_INVERSE = (wrap64(pow(multiplier, -1, 1 << 64)) for multiplier in (MULTIPLIERS[2], MULTIPLIERS[1]))
+"""Of the multipliers of columns and of the salt, modulo 2^64."""
 
 
 def mix64(x: Tensor) -> Tensor:
@@ -38,8 +38,9 @@ def threshold(probability: float) -> int:
 def keyed_dropout_reference(x: Tensor, token_keys: Tensor, probability: float, salt: int, residual: Tensor | None) -> Tensor:
     """``x (L, D)`` without the elements that ``token_keys (L,)`` choose, added to ``residual (L, D)`` if there is one."""
     columns = torch.arange((x.shape[1] + 3) // 4, device=x.device)
-    keys = mix64(token_keys + wrap64(salt * MULTIPLIERS[1]))
-    # keys + columns * multiplier, with no product of columns alone: torch.compile takes an index for 32 bits
+    # keys + salt * multiplier and keys + columns * multiplier, with no product of salt or columns alone: torch.compile takes an index
+    # for 32 bits, and a symbolic product of Python integers for what need not fit 64
+    keys = mix64((token_keys * SALT_INVERSE + salt) * MULTIPLIERS[1])
     bits = mix64(((keys * INVERSE)[:, None] + columns) * MULTIPLIERS[2])
     # one hash serves four elements, 16 bits each
     draws = bits.view(torch.int16)[:, : x.shape[1]]
