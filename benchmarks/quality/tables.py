@@ -55,6 +55,7 @@ CAUSAL = ("--model.encoder.direction", "causal")
 # events on each side of a token: the library's 256 would see a whole Amazon history, and be S
 SHORT_WINDOW = ("--model.encoder.window", "4")
 LONG_WINDOW = ("--model.encoder.window", "256")
+SASREC_SCHEDULE = ("--stream.tokens-per-batch", "8192", "--optimizer.final-learning-rate-fraction", "0.05")
 SASREC = (
     *("--model.objective", "item", *_encoder("SS"), *CAUSAL, "--model.item-head.every-position", "True", "--stream.cuts", "newest"),
     # the best of seven settings on validation users of Beauty; an epoch is one cut a history, so there are fewer steps
@@ -69,7 +70,7 @@ SASREC = (
         "--model.decoder.num-heads",
         "4",
     ),
-    *("--training.num-steps", "1000", "--training.validate-every", "100", "--training.save-every", "100"),
+    *("--training.num-steps", "1000", "--training.validate-every", "100", "--training.save-every", "100", *SASREC_SCHEDULE),
 )
 WITH_IDS = ("--model.embedding.id-dropout", "0.0")
 IDS_ONLY = (*WITH_IDS, "--model.embedding.semantic-code-dim", "0", "--model.embedding.item-features", "False")
