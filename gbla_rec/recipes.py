@@ -94,7 +94,7 @@ def amazon_beauty() -> RunConfig:
             num_steps=1_600, validate_every=200, save_every=200, validation_users=4_096, keep_last=3, keep_best=1, log_every=50
         ),
         evaluation=EvaluationConfig(
-            num_beams=50, joint_beams=200, beam_weight=1.0, both_histories=True, tokens_per_batch=4_096, shortlist_users=4_096
+            num_beams=50, joint_beams=200, beam_weight=0.6, both_histories=True, tokens_per_batch=4_096, shortlist_users=4_096
         ),
     )
 
