@@ -1,11 +1,16 @@
-"""Recommendations come from the checkpoint that was tested."""
+"""Recommendations come from the checkpoint that was tested, and name every item."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import torch
 
 from gbla_rec.checkpoint.run_directory import RESULTS, Progress, checkpoint_path, write_progress
 from gbla_rec.data.histories import StreamPosition
-from gbla_rec.evaluation.recommend import _chosen_checkpoint
+from gbla_rec.evaluation.recommend import Recommender, _chosen_checkpoint
 
 
 def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path) -> None:
@@ -19,3 +24,16 @@ def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path) -> 
     # evaluated once, pruned by a longer training since
     (tmp_path / RESULTS).write_text(json.dumps({"checkpoint": "step_00000050"}))
     assert _chosen_checkpoint(tmp_path).progress.step == 100
+
+
+def test_an_item_with_a_blank_title_is_named_by_its_id() -> None:
+    items = pl.DataFrame({"item_id": [10, 20, 30, 40], "title": ["film", None, "", "  "]})
+    dataset = SimpleNamespace(items=lambda: items, manifest=SimpleNamespace(text_columns=("title",)))
+    semantic_ids = SimpleNamespace(codes=torch.arange(4)[:, None], widths=(4,))
+    model = SimpleNamespace(objective="generative", has_item_head=False)
+    config = SimpleNamespace(model=model)
+    parts: Any = SimpleNamespace(config=config, dataset=dataset, semantic_ids=semantic_ids, device=torch.device("cpu"))
+    recommender = Recommender(parts)
+    assert recommender.titles == ["film", "20", "30", "40"]
+    # and can be typed so
+    assert recommender._resolve(["film", "30", "40"]) == [0, 2, 3]
