@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
+import pytest
 import torch
 
 from gbla_rec.checkpoint.run_directory import RESULTS, Progress, checkpoint_path, write_progress
@@ -13,7 +14,7 @@ from gbla_rec.data.histories import StreamPosition
 from gbla_rec.evaluation.recommend import Recommender, _chosen_checkpoint
 
 
-def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path) -> None:
+def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step, nll in ((100, 1.0), (200, 2.0)):
         checkpoint_path(tmp_path, step).mkdir(parents=True)
         progress = Progress(step=step, position=StreamPosition(), sequence_hash="", world_size=1, validation_nll=nll)
@@ -21,9 +22,13 @@ def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path) -> 
     assert _chosen_checkpoint(tmp_path).progress.step == 100
     (tmp_path / RESULTS).write_text(json.dumps({"checkpoint": "step_00000200"}))
     assert _chosen_checkpoint(tmp_path).progress.step == 200
+    assert not caplog.messages
     # evaluated once, pruned by a longer training since
     (tmp_path / RESULTS).write_text(json.dumps({"checkpoint": "step_00000050"}))
     assert _chosen_checkpoint(tmp_path).progress.step == 100
+    (said,) = caplog.messages
+    assert "evaluated at checkpoint step_00000050, which is gone; recommending by step_00000100" in said
+    assert f"gbla-rec evaluate --run-dir {tmp_path}" in said
 
 
 def test_an_item_with_a_blank_title_is_named_by_its_id() -> None:
