@@ -1,4 +1,4 @@
-"""An existing TorchRec model gets the hybrid encoder by five changed lines, and its old checkpoint still loads.
+"""An existing TorchRec model gets the hybrid encoder by six changed lines, and its old checkpoint still loads.
 
 ``NextItemModel`` is the kind of model that many teams run: their own KeyedJaggedTensor batches, an EmbeddingCollection,
 DistributedModelParallel and TorchRec's train pipeline; it averages the history. The lines marked ``# changed`` are all
@@ -27,6 +27,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.streamable import Pipelineable
 
+from gbla_kernels import Backend  # changed
 from gbla_rec.checkpoint.process_group import on_first_rank, process_group
 from gbla_rec.models.embeddings import encode_jagged  # changed
 from gbla_rec.models.encoder import EncoderConfig, HybridEncoder  # changed
@@ -121,9 +122,9 @@ def main() -> None:
         hits_before = train(before, device)
         dcp.save({"model": before.state_dict()}, checkpoint_id=checkpoint)
 
-        # for speed on a GPU: HybridEncoder(config, backend=Backend.TRITON), with Backend from gbla_kernels
         config = EncoderConfig(model_dim=DIM, num_heads=4, pattern="SGG")
-        after = shard(NextItemModel(HybridEncoder(config)), device)  # changed
+        backend = Backend.TRITON if device.type == "cuda" else Backend.REFERENCE
+        after = shard(NextItemModel(HybridEncoder(config, backend=backend)), device)  # changed
         state = {"model": after.state_dict()}
         dcp.load(state, checkpoint_id=checkpoint, planner=DefaultLoadPlanner(allow_partial_load=True))  # changed
         after.load_state_dict(state["model"])

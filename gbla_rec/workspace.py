@@ -51,7 +51,8 @@ def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False
     """
     found = [path.parent for path in (root() / "runs").glob(f"{run_name or '*'}/*/config.json")]
     if with_checkpoint:
-        found = [path for path in found if any(path.glob("checkpoints/step_*/progress.json"))]
+        # a damaged checkpoint counts: who reads it refuses it by name, and no older run is taken in silence
+        found = [path for path in found if any(path.glob("checkpoints/step_*"))]
     newest = max(found, key=lambda path: path.name, default=None)
     if newest is None:
         names = sorted({path.parent.parent.name for path in (root() / "runs").glob("*/*/config.json")})

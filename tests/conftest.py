@@ -43,7 +43,7 @@ COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """A rank that waits for a dead one gives up after this time."""
 
 PRELOADED = ("torchrec", "torch.distributed.optim", "torch.utils.tensorboard.writer", "sklearn.utils.extmath", "gbla_kernels")
-"""What a rank has imported when it starts: of what training needs, the slow imports that start no thread (polars and pyarrow do)."""
+"""What a rank has imported when it starts: of what commands need, the slow imports that start no thread (polars and pyarrow do)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

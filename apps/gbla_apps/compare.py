@@ -14,7 +14,8 @@ from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import write_text
 from gbla_rec.evaluation.compare import compare
 from gbla_rec.evaluation.comparison_table import comparison_table, comparisons_markdown
-from gbla_rec.evaluation.run_group import RunGroup
+from gbla_rec.evaluation.output_directory import output_directory
+from gbla_rec.evaluation.run_group import RunGroup, told_apart
 
 DESCRIPTION = (
     "Compare evaluated runs by the same users. RUN is a run directory, or a name of runs in the workspace (* stands for any part), which "
@@ -32,9 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     for comparison in comparisons:
         console.print(comparison_table(comparison))
     output = options.output or workspace.root() / "comparisons" / directory_name([first, *others], methods, options.history)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "comparison.md", comparisons_markdown(comparisons))
-    write_text(output / "comparison.json", json.dumps(comparisons, indent=2) + "\n")
+    with output_directory(output):
+        write_text(output / "comparison.md", comparisons_markdown(comparisons))
+        write_text(output / "comparison.json", json.dumps(comparisons, indent=2) + "\n")
     print(f"written to {output / 'comparison.md'} and comparison.json beside it")
 
 
@@ -54,14 +55,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def groups(options: argparse.Namespace) -> list[RunGroup]:
-    """The groups that the options name, two at least."""
+    """The groups that the options name, two at least; unlike ones have distinct names."""
     if bool(options.a) != bool(options.b) or bool(options.runs) == bool(options.a):
         raise ValueError("give two or more RUN, or --a RUN [RUN ...] and --b RUN [RUN ...], not both and not half of it")
     if options.a:
-        return [RunGroup.find(options.a), RunGroup.find(options.b)]
+        return told_apart([RunGroup.find(options.a), RunGroup.find(options.b)])
     if len(options.runs) < 2:
         raise ValueError(f"RUN must be given at least twice, got {options.runs}; --a and --b take several runs each")
-    return [RunGroup.find([run]) for run in options.runs]
+    return told_apart([RunGroup.find([run]) for run in options.runs])
 
 
 def directory_name(groups: Sequence[RunGroup], methods: Mapping[str, str | None], history: str | None) -> str:

@@ -1,11 +1,22 @@
 """Which checkpoint a resumed run goes on from, and what happens to those that are newer."""
 
+import json
 from pathlib import Path
 
-from gbla_rec.checkpoint.run_directory import CHECKPOINTS, PROGRESS, STEP_PREFIX, Checkpoint, checkpoint_path, read_progress
+from gbla_rec.checkpoint.run_directory import (
+    CHECKPOINTS,
+    PER_USER,
+    PROGRESS,
+    RESULTS,
+    RESULTS_TABLE,
+    STEP_PREFIX,
+    Checkpoint,
+    checkpoint_path,
+    read_progress,
+)
 
 SET_ASIDE_PREFIX = "set-aside-"
-"""Checkpoints under such a name are never read, pruned or counted; a person may remove them."""
+"""Checkpoints and results under such a name are never read, pruned or counted; a person may remove them."""
 
 
 def resume_point(run_dir: Path, step: int | None = None) -> Checkpoint | None:
@@ -32,17 +43,45 @@ def resume_point(run_dir: Path, step: int | None = None) -> Checkpoint | None:
 
 
 def set_aside_after(run_dir: Path, step: int) -> list[Path]:
-    """Rename the checkpoints of later steps, so that neither pruning nor evaluation takes them for this run's; returns new paths."""
-    moved = []
-    for later in (later for later in _steps(run_dir) if later > step):
-        path = checkpoint_path(run_dir, later)
-        number, target = 0, path.with_name(SET_ASIDE_PREFIX + path.name)
-        while target.exists():
-            number += 1
-            target = path.with_name(f"{SET_ASIDE_PREFIX}{path.name}-{number}")
-        path.rename(target)
-        moved.append(target)
-    return moved
+    """Rename what is of later steps, so that nothing takes it for this run's: checkpoints, and an evaluation that read one of them.
+
+    Args:
+        run_dir: the run.
+        step: that training goes on from.
+
+    Returns:
+        The new paths.
+    """
+    # the evaluation first: a kill between the two must not leave it beside checkpoints that it did not read
+    stale = _evaluation_files(run_dir) if _evaluated_step(run_dir) > step else []
+    return [_set_aside(path) for path in (*stale, *(checkpoint_path(run_dir, later) for later in _steps(run_dir) if later > step))]
+
+
+def _set_aside(path: Path) -> Path:
+    number, target = 0, path.with_name(SET_ASIDE_PREFIX + path.name)
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{SET_ASIDE_PREFIX}{path.name}-{number}")
+    path.rename(target)
+    return target
+
+
+def _evaluation_files(run_dir: Path) -> list[Path]:
+    # last the one that says that the run was evaluated, as in writing
+    return [path for path in (run_dir / RESULTS_TABLE, run_dir / PER_USER, run_dir / RESULTS) if path.exists()]
+
+
+def _evaluated_step(run_dir: Path) -> float:
+    """The latest step whose checkpoint the evaluation read; -1 without one, infinity if its results are damaged."""
+    path = run_dir / RESULTS
+    if not path.exists():
+        return -1
+    try:
+        results = json.loads(path.read_text())
+        names = [results["checkpoint"], *results.get("shortlist_validation_recall", ())]
+        return max(int(name.removeprefix(STEP_PREFIX)) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return float("inf")
 
 
 def _steps(run_dir: Path) -> list[int]:

@@ -30,7 +30,7 @@ def build_vocabulary(log: EventLog, table: ItemTable | None) -> Vocabulary:
     Items of the log that the item table lacks are kept, without text, and a warning counts them.
 
     Raises:
-        ValueError: if a user of a grouped log has more than one row, or the item table has a bad row.
+        ValueError: if a user of a grouped log has more than one row, or the item table has a bad row or no item of the log.
     """
     context = {name: _distinct(log.frame, PREFIX + name) for name in log.context}
     seen = log.frame.group_by(ITEM).agg(pl.len().alias(COUNT)).collect(engine="streaming")
@@ -38,6 +38,7 @@ def build_vocabulary(log: EventLog, table: ItemTable | None) -> Vocabulary:
     if table is not None:
         catalogue = table.read("string" if log.item_id_type == "string" else "int64")
         absent = seen.join(catalogue, left_on=ITEM, right_on="item_id", how="anti")
+        _require_shared_items(table, catalogue, absent, len(seen))
         _warn_of_absent_items(absent, len(seen), int(seen[COUNT].sum()))
         items = pl.concat([catalogue, absent.select(pl.col(ITEM).alias("item_id"))], how="diagonal")
     return Vocabulary(_users(log), items.sort("item_id"), context)
@@ -77,6 +78,17 @@ def _users(log: EventLog) -> pl.DataFrame:
 def _distinct(frame: pl.LazyFrame, column: str) -> pl.Series:
     values = frame.group_by(column).agg().collect(engine="streaming")
     return values.sort(column, nulls_last=True).to_series().alias("value")
+
+
+def _require_shared_items(table: ItemTable, catalogue: pl.DataFrame, absent: pl.DataFrame, num_items: int) -> None:
+    """A table without one item of the log is another catalogue, or writes its ids in another way: no event would have text."""
+    if num_items and len(absent) == num_items:
+        there = f"its own are such as {catalogue['item_id'].min()!r}" if len(catalogue) else "it has no row"
+        raise ValueError(
+            f"item table {table.files[0].path}: column {table.item_column!r} must hold ids of items of the log, and has none of the log's "
+            f"{num_items}, e.g. {absent[ITEM].min()!r}: {there}; write the ids as the log does (007 is not 7), give the table of this log, "
+            "or prepare without an item table"
+        )
 
 
 def _warn_of_absent_items(absent: pl.DataFrame, num_items: int, num_events: int) -> None:

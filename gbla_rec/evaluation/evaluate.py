@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, code_version, read_config, shortlisted_checkpoints, write_text
+from gbla_rec.checkpoint.run_directory import (
+    RESULTS,
+    RESULTS_TABLE,
+    Checkpoint,
+    code_version,
+    read_config,
+    shortlisted_checkpoints,
+    write_text,
+)
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.config import EvaluationConfig, RunConfig
@@ -23,7 +31,6 @@ from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
-RESULTS_TABLE = "results.md"
 SHORTLIST_CUTOFF = 10
 """Checkpoints are chosen by validation Recall at this cutoff, or at the largest one that is evaluated."""
 ModelRankings = dict[Search, dict[Score, RankedUsers]]

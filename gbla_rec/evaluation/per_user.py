@@ -12,10 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.exceptions import PolarsError
 
-from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX, file_digest
+from gbla_rec.checkpoint.run_directory import PER_USER, TEMPORARY_PREFIX, file_digest
 from gbla_rec.evaluation.summaries import UserValues
 
-PER_USER = "per_user.parquet"
 History = Literal["kept", "removed"]
 """Whether items of a user's own history can be ranked, or are removed exactly: left out of the search, not filtered after it."""
 USER_COLUMNS = ("user_row", "history_length", "rarest_target_events", "history_slice", "cold_slice")

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.evaluation.rank import Score, Search, scores_of, search_batch
 from gbla_rec.semantic_ids.trie import PrefixTrie
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Recommender:
 
     @classmethod
     def open(cls, run_dir: Path, device: torch.device, score: Score | None = None) -> "Recommender":
-        """Load the checkpoint that evaluation chose, or before evaluation that of lowest validation NLL."""
+        """Load the checkpoint that evaluation chose; before evaluation, or with a warning if it is gone, that of lowest validation NLL."""
         parts = RunParts.open(read_config(run_dir), device)
         load_checkpoint(on_first_rank(lambda: _chosen_checkpoint(run_dir)), parts.model, None)
         return cls(parts, score)
@@ -159,4 +162,16 @@ def _chosen_checkpoint(run_dir: Path) -> Checkpoint:
     results = run_dir / RESULTS
     chosen = json.loads(results.read_text())["checkpoint"] if results.exists() else None
     by_name = {checkpoint.path.name: checkpoint for checkpoint in checkpoints(run_dir)}
-    return by_name[chosen] if chosen in by_name else best_checkpoints(run_dir, 1)[0]
+    if chosen in by_name:
+        return by_name[chosen]
+    best = best_checkpoints(run_dir, 1)[0]
+    if chosen is not None:
+        logger.warning(
+            "%s was evaluated at checkpoint %s, which is gone; recommending by %s, of the lowest validation NLL, which may not have been "
+            "tested; evaluate again: gbla-rec evaluate --run-dir %s",
+            run_dir,
+            chosen,
+            best.path.name,
+            run_dir,
+        )
+    return best

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gbla_rec.checkpoint.run_directory import write_text
+from gbla_rec.evaluation.output_directory import output_directory
 from gbla_rec.evaluation.table import markdown_table
 
 STYLE = """
@@ -65,14 +66,17 @@ class Page:
 
         Returns:
             The Markdown and the HTML file.
+
+        Raises:
+            OSError: if ``directory`` cannot be made or written; names it and the cure.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        for block in self.blocks:
-            if isinstance(block, Figure):
-                write_text(directory / f"{block.name}.svg", block.svg)
         paths = directory / "report.md", directory / "report.html"
-        write_text(paths[0], self.markdown())
-        write_text(paths[1], self.html())
+        with output_directory(directory):
+            for block in self.blocks:
+                if isinstance(block, Figure):
+                    write_text(directory / f"{block.name}.svg", block.svg)
+            write_text(paths[0], self.markdown())
+            write_text(paths[1], self.html())
         return paths
 
     def markdown(self) -> str:

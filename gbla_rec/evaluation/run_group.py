@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,35 @@ class RunGroup:
         return cls.of([EvaluatedRun.open(run_dir) for run_dir in found.values()], name)
 
     @property
+    def run_dirs(self) -> tuple[Path, ...]:
+        """Absolute paths of the runs."""
+        return tuple(run.run_dir.resolve() for run in self.runs)
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The config of the first run."""
         return self.runs[0].results["config"]  # type: ignore[no-any-return]
+
+
+def told_apart(groups: Sequence[RunGroup]) -> list[RunGroup]:
+    """The same groups; a name that stands for unlike runs gets their directories added."""
+    alike: dict[str, set[tuple[Path, ...]]] = {}
+    for group in groups:
+        alike.setdefault(group.name, set()).add(group.run_dirs)
+    return [
+        group if len(alike[group.name]) == 1 else RunGroup(f"{group.name} {_directories(group, alike[group.name])}", group.runs)
+        for group in groups
+    ]
+
+
+def _directories(group: RunGroup, alike: Collection[tuple[Path, ...]]) -> str:
+    """Where the group's runs lie: as many last parts of their paths as differ from those of the others in ``alike``."""
+
+    def ends(run_dirs: tuple[Path, ...], num_parts: int) -> tuple[str, ...]:
+        return tuple("/".join(path.parts[-num_parts:]) for path in run_dirs)
+
+    num_parts = next(number for number in itertools.count(1) if len({ends(run_dirs, number) for run_dirs in alike}) == len(alike))
+    return " + ".join(ends(group.run_dirs, num_parts))
 
 
 def common_name(names: Sequence[str]) -> str:

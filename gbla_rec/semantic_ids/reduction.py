@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.utils.extmath import randomized_svd
 
+from gbla_rec.semantic_ids.unit_rows import normalize_rows
+
 NUM_POWER_ITERATIONS = 7
 
 
@@ -18,11 +20,3 @@ def fit_directions(matrix: csr_array | NDArray[np.float32], dim: int, seed: int)
 def project(matrix: csr_array | NDArray[np.float32], directions: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of ``matrix`` ``(n, X)`` along ``directions`` ``(F, X)``, scaled to length 1; zero rows stay zero: ``(n, F)`` fp32."""
     return normalize_rows(np.asarray(matrix @ directions.T, dtype=np.float32))
-
-
-def normalize_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each row divided by its Euclidean norm; rows shorter than rounding noise (1e-6) become exactly zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.zeros_like(vectors)
-    np.divide(vectors, norms, out=unit, where=norms > 1e-6)
-    return unit

@@ -28,7 +28,7 @@ def quality_report(
     Args:
         table: all items.
         source: what the embeddings were made from, for the reader.
-        titles: ``(N,)`` a text per item, shown for the most crowded prefixes.
+        titles: ``(N,)`` a text per item, shown for the most crowded prefixes; an item whose text is blank is shown by its id.
         num_without_embedding: items whose vector is zero; None if unknown.
         residual_energy: per level, the fraction of squared length left over.
     """
@@ -95,15 +95,13 @@ def _largest_prefixes(table: SemanticIdTable, codes: NDArray[np.int64], titles: 
     found = []
     for number in largest[sizes[largest] > 1]:
         items = np.flatnonzero(group == number)
-        examples = items[:NUM_EXAMPLES]
-        found.append(
-            {
-                "prefix": codes[items[0], :-1].tolist(),
-                "num_items": len(items),
-                "item_ids": [table.item_ids[int(item)] if table.item_ids is not None else int(item) for item in examples],
-                "titles": [str(titles[int(item)])[:MAX_TEXT] for item in examples] if titles is not None else None,
-            }
-        )
+        examples = items[:NUM_EXAMPLES].tolist()
+        item_ids = [table.item_ids[item] if table.item_ids is not None else item for item in examples]
+        shown = None
+        if titles is not None:
+            named = [(titles[item] or "").strip() or str(item_id) for item, item_id in zip(examples, item_ids, strict=True)]
+            shown = [name[:MAX_TEXT] for name in named]
+        found.append({"prefix": codes[items[0], :-1].tolist(), "num_items": len(items), "item_ids": item_ids, "titles": shown})
     return found
 
 

@@ -13,7 +13,8 @@ from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.semantic_ids.reduction import fit_directions, normalize_rows, project
+from gbla_rec.semantic_ids.reduction import fit_directions, project
+from gbla_rec.semantic_ids.unit_rows import normalize_rows
 
 MAX_TERMS = 100_000
 TERMS_FILE = "embedding_terms.parquet"

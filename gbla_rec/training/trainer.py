@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,13 @@ CHANGEABLE = frozenset(
 class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
 
-    def __init__(self, parts: RunParts, run_dir: Path, resume_step: int | None = None) -> None:
-        """Load the checkpoint of ``resume_step``, else the newest; where ``run_dir`` has none, keep the initial weights of ``parts``."""
+    def __init__(self, parts: RunParts, run_dir: Path, resume_step: int | None = None, notes: Sequence[str] = ()) -> None:
+        """Load the checkpoint of ``resume_step``, else the newest; where ``run_dir`` has none, keep the initial weights of ``parts``.
+
+        ``notes`` go first into the log, as will what is set aside here.
+        """
         config = parts.config
+        self.notes = list(notes)
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
         if config.training.compile:
@@ -82,7 +86,8 @@ class Trainer:
         found = on_first_rank(lambda: resume_point(run_dir, resume_step))
         if found is not None:
             self._resume(found)
-            on_first_rank(lambda: set_aside_after(run_dir, self.step))
+            aside = on_first_rank(lambda: set_aside_after(run_dir, self.step))
+            self.notes += [f"set aside as later than step {self.step}: {path}" for path in aside]
         self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
         profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
         self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
@@ -98,6 +103,8 @@ class Trainer:
         saver = self.background_saver or nullcontext()
         with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler:
             kernels = self.config.model.kernels_on(self.parts.device.type)
+            for note in self.notes:
+                log.message(note)
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s), {kernels} kernels\n{describe_plan(self.model)}")
             if self.step >= training.num_steps:
                 log.message(f"nothing to do: the run is at step {self.step} of {training.num_steps}")
@@ -242,7 +249,7 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     Args:
         config: the run.
         device: of this rank.
-        resume: go on with the newest run of this name (its config must be the same), or start one if there is none.
+        resume: go on with the newest run of this name that has a checkpoint (its config must be the same), or start one if none has.
         resume_step: go on from the checkpoint of this step instead of the newest; those of later steps are set aside.
 
     Returns:
@@ -254,27 +261,35 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
-    run_dir = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
-    trainer = Trainer(parts, run_dir, resume_step)
+    # one choice for all ranks: a run or a checkpoint may appear between the looks of two
+    run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
+    trainer = Trainer(parts, run_dir, resume_step, notes)
     on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
     return trainer.run()
 
 
-def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> Path:
+def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> tuple[Path, list[str]]:
+    """The directory to train in, and what a person should know of its choice."""
+    notes = []
     if resume or resume_step is not None:
         try:
-            run_dir = workspace.latest_run_dir(config.name)
+            run_dir = workspace.latest_run_dir(config.name, with_checkpoint=True)
         except FileNotFoundError:
             if resume_step is not None:
                 raise
+            notes = [f"nothing to resume: no run called {config.name!r} has a checkpoint; a new run starts"]
         else:
-            differing = sorted(set(differing_fields(read_config(run_dir), config)) - CHANGEABLE)
-            if differing:
-                raise ValueError(
-                    f"cannot resume {run_dir}: its config.json differs in {', '.join(differing)}; give the same options, "
-                    "or leave --resume out"
-                )
-            return run_dir
+            _require_same_config(run_dir, config)
+            newest = workspace.latest_run_dir(config.name)
+            return run_dir, [] if newest == run_dir else [f"resuming {run_dir.name}: {newest} is newer, but has no checkpoint"]
     run_dir = workspace.new_run_dir(config.name)
     create_run(run_dir, config, dataset_hash)
-    return run_dir
+    return run_dir, notes
+
+
+def _require_same_config(run_dir: Path, config: RunConfig) -> None:
+    differing = sorted(set(differing_fields(read_config(run_dir), config)) - CHANGEABLE)
+    if differing:
+        raise ValueError(
+            f"cannot resume {run_dir}: its config.json differs in {', '.join(differing)}; give the same options, or leave --resume out"
+        )

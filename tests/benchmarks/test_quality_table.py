@@ -89,12 +89,13 @@ def test_what_a_run_directory_holds_decides_what_comes_next(tiny_workspace, tiny
 
     run_dir = tiny_workspace / "runs" / job.name / "20260101T000000_000000Z"
     create_run(run_dir, job.config, job.dataset_hash)
-    assert "--resume" in job.next_stage().command
+    # it saved nothing: --resume would take an older run
+    assert "--resume" not in job.next_stage().command
     for step, name in ((2, "train"), (4, "evaluate")):
         checkpoint = run_dir / "checkpoints" / f"step_{step:08d}"
         checkpoint.mkdir()
         write_progress(checkpoint, Progress(step=step, position=StreamPosition(), sequence_hash="x", world_size=1))
-        assert job.next_stage().name == name
+        assert job.next_stage().name == name and ("--resume" in job.next_stage().command) == (name == "train")
     assert job.next_stage().command[-2:] == ("--run-dir", str(run_dir)) and not job.next_stage().saves_on_sigterm
 
     (run_dir / "results.json").write_text(json.dumps({"beam_sweep": [{"num_beams": 10}, {"num_beams": 50}]}))

@@ -124,23 +124,62 @@ def go_on_from_an_older_one(rank: int, world_size: int, config: RunConfig) -> di
     if rank == 0:
         flip_a_byte(checkpoints(run_dir)[-1].path / "__0_0.distcp")
         next(checkpoints(run_dir)[0].path.glob("*.distcp")).unlink()
+        evaluated(run_dir, 6)
     dist.barrier()
     with pytest.raises(ValueError, match="must be a step with a checkpoint"):
         train(config, device=CPU, resume_step=5)
+    # what is refused sets nothing aside
+    assert (run_dir / "results.json").exists()
+    dist.barrier()
     assert train(config, device=CPU, resume_step=4) == run_dir
     dist.barrier()
     again = [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines() if "loss" in line]
-    return {"losses": losses, "again": again, "names": sorted(path.name for path in (run_dir / "checkpoints").iterdir())}
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    return {"losses": losses, "again": again, "names": names, "evaluation": evaluation_files(run_dir)}
 
 
 @pytest.mark.usefixtures("tiny_workspace")
 @pytest.mark.timeout(120)
-def test_a_run_goes_on_from_the_chosen_step_and_sets_later_ones_aside(run_ranks: Any, tiny_run: Any) -> None:
+def test_a_run_goes_on_from_the_chosen_step_and_sets_later_ones_aside(run_ranks: Any, tiny_run: Any, tmp_path: Path) -> None:
     training = TrainingConfig(num_steps=6, validate_every=6, save_every=2, log_every=1, validation_users=5, keep_last=3, keep_best=1)
     found = run_ranks(go_on_from_an_older_one, 2, tiny_run(training=training))[0]
     assert found["again"] == pytest.approx(found["losses"], rel=1e-12) and len(found["again"]) == 6
     # the damaged oldest one is left for a person to look at
     assert found["names"] == ["set-aside-step_00000006", "step_00000002", "step_00000004", "step_00000006"]
+    assert found["evaluation"] == SET_ASIDE
+    log = (tmp_path / "ranks-0" / "0.output").read_text()
+    logged = re.findall(r"set aside as later than step 4: .*/(set-aside-\S+)\n", log)
+    assert sorted(logged) == [*SET_ASIDE, "set-aside-step_00000006"]
+
+
+EVALUATION = ["per_user.parquet", "results.json", "results.md"]
+SET_ASIDE = [f"set-aside-{name}" for name in EVALUATION]
+
+
+def evaluated(run_dir: Path, *steps: int) -> None:
+    """Leave the files of an evaluation that chose the checkpoint of the first of ``steps`` among all of them."""
+    for name in EVALUATION:
+        (run_dir / name).write_text(name)
+    names = [checkpoint_path(run_dir, step).name for step in steps]
+    (run_dir / "results.json").write_text(json.dumps({"checkpoint": names[0], "shortlist_validation_recall": dict.fromkeys(names, 0.5)}))
+
+
+def evaluation_files(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in run_dir.iterdir() if path.name.endswith(tuple(EVALUATION)))
+
+
+@pytest.mark.parametrize(("steps", "stays"), [((10,), True), ((20, 10), True), ((30, 20), False), ((20, 30), False), ((), False)])
+def test_results_of_checkpoints_that_are_set_aside_do_not_stay(tmp_path: Path, steps: tuple[int, ...], stays: bool) -> None:
+    for step in (10, 20):
+        make(tmp_path, step)
+    if steps:
+        evaluated(tmp_path, *steps)
+    else:
+        (tmp_path / "results.json").write_text("{")
+    # that of step 30 was removed by hand: the results of it are as stale
+    moved = set_aside_after(tmp_path, 20)
+    assert evaluation_files(tmp_path) == (EVALUATION if stays else SET_ASIDE if steps else ["set-aside-results.json"])
+    assert len(moved) == (0 if stays else 3 if steps else 1)
 
 
 def make(run_dir: Path, step: int, nll: float | None = None) -> Path:

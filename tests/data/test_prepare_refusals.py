@@ -126,6 +126,15 @@ def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
         (pl.DataFrame({"item_id": [5.0], "title": ["a"]}), ["items.parquet", "'item_id' is Float64"]),
         (pl.DataFrame({"id": [5], "title": ["a"]}), ["items.parquet", "item column 'item_id' is missing"]),
         (pl.DataFrame({"item_id": [5]}), ["items.parquet", "text column 'title' is missing"]),
+        (
+            pl.DataFrame({"item_id": ["05", "06"], "title": ["a", "b"]}),
+            [
+                "items.parquet: column 'item_id' must hold ids of items of the log",
+                "none of the log's 2, e.g. '5': its own are such as '05'",
+            ],
+        ),
+        (pl.DataFrame({"item_id": [7], "title": ["a"]}), ["e.g. 5: its own are such as 7", "or prepare without an item table"]),
+        (pl.DataFrame(schema={"item_id": pl.Int64, "title": pl.String}), ["none of the log's 2, e.g. 5: it has no row"]),
     ],
 )
 def test_bad_item_tables_are_refused(tmp_path: Path, items: pl.DataFrame, words: list[str]) -> None:

@@ -1,5 +1,7 @@
-"""``gbla-rec compare``: what is asked of the same runs a second time does not replace the first answer."""
+"""``gbla-rec compare``: what is asked of the same runs a second time replaces no first answer, and runs of one name are told apart."""
 
+import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +21,28 @@ def test_comparisons_of_other_scores_and_histories_lie_apart(
     names = ["a.item-kNN_vs_b.item-kNN", "a_vs_b", "a_vs_b.item-kNN", "a_vs_b_removed"]
     assert sorted(path.name for path in (workspace / "comparisons").iterdir()) == names
     assert all((workspace / "comparisons" / name / "comparison.json").is_file() for name in names)
+
+
+def test_runs_of_one_name_have_headings_and_files_of_their_own(evaluated_runs: Any, workspace: Path, tmp_path: Path) -> None:
+    older, newer = (evaluated_runs.write("shop", 0, np.linspace(0, 1, 40) * scale, started=f"day{scale}") for scale in (1, 2))
+    copy = Path(shutil.copytree(older, tmp_path / "elsewhere" / older.name))
+    for pair in ((older, newer), (newer, older), (older, copy), (older, older)):
+        main([*map(str, pair), "--samples", "20"])
+    found = {path.name: path.joinpath("comparison.md").read_text() for path in (workspace / "comparisons").iterdir()}
+    names = ["shop-day1-0_vs_shop-day2-0", "shop-day2-0_vs_shop-day1-0", "shop-shop-day1-0_vs_shop-elsewhere-day1-0", "shop_vs_shop"]
+    assert sorted(found) == names
+    text = found["shop-day1-0_vs_shop-day2-0"]
+    assert "## shop day1-0 (generative) minus shop day2-0 (generative): " in text
+    assert "| metric | shop day1-0 | shop day2-0 | difference |" in text
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_an_output_that_cannot_be_written_is_named_with_the_cure(evaluated_runs: Any, tmp_path: Path, command: str) -> None:
+    run_dir = str(evaluated_runs.write("a", 0, np.linspace(0, 1, 40)))
+    arguments = ["--runs", run_dir] if command == "report" else [run_dir, run_dir, "--samples", "20"]
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / ("report.md" if command == "report" else "comparison.md")).mkdir(parents=True)
+    for output, reason in (("file", "File exists"), ("file/below", "Not a directory"), ("taken", r"Is a directory at .*/taken/\w+\.md")):
+        said = rf"{tmp_path / output} could not be written: {reason}.*; give --output a directory that can be written"
+        with pytest.raises(OSError, match=said):
+            importlib.import_module(f"gbla_apps.{command}").main([*arguments, "--output", str(tmp_path / output)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from gbla_kernels import Backend
 from gbla_rec.config import EmbeddingConfig, EncoderConfig
 from gbla_rec.models.embeddings import encode_jagged, initialize_tables, item_tables
 from gbla_rec.models.encoder import HybridEncoder
@@ -40,7 +41,7 @@ def test_initial_weights_are_centred_and_depend_on_seed_and_table() -> None:
 
 
 def test_encode_jagged_keeps_the_rows() -> None:
-    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16))
+    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16), backend=Backend.REFERENCE)
     history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
     encoded = encode_jagged(encoder, history)
     assert encoded.lengths().tolist() == [2, 0, 3]
@@ -48,7 +49,7 @@ def test_encode_jagged_keeps_the_rows() -> None:
 
 
 def test_dropout_in_training_asks_for_its_keys_and_follows_them() -> None:
-    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16, dropout=0.5))
+    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16, dropout=0.5), backend=Backend.REFERENCE)
     history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
     with pytest.raises(ValueError, match=r"token_keys must be given in training with EncoderConfig.dropout = 0.5, got None"):
         encode_jagged(encoder, history)

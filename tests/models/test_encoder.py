@@ -34,7 +34,7 @@ VARIANTS = {
 
 def encoder_of(**changes: object) -> HybridEncoder:
     torch.manual_seed(0)
-    return HybridEncoder(dataclasses.replace(BASE, **changes)).double()
+    return HybridEncoder(dataclasses.replace(BASE, **changes), backend=Backend.REFERENCE).double()
 
 
 def run(encoder: HybridEncoder, lengths: list[int], values: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -78,7 +78,7 @@ def test_every_parameter_gets_a_gradient_even_from_an_empty_batch(variant: str) 
 def test_triton_encoder_equals_the_reference(changes: dict[str, object]) -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(BASE, **changes)
-    reference, fused = HybridEncoder(config), HybridEncoder(config, backend=Backend.TRITON)
+    reference, fused = (HybridEncoder(config, backend=backend) for backend in (Backend.REFERENCE, Backend.TRITON))
     fused.load_state_dict(reference.state_dict())
     values = torch.randn(sum(LENGTHS), 16)
     expected, actual = run(reference, LENGTHS, values), run(fused, LENGTHS, values)
@@ -123,7 +123,7 @@ def test_each_switch_removes_its_part(switch: str) -> None:
 
 @pytest.mark.parametrize("changes", [{"conv": False}, {"conv": False, "key_gate": False}])
 def test_linear_attention_without_conv_is_permutation_equivariant(changes: dict[str, object]) -> None:
-    layer = GatedBidirectionalLinearAttention(dataclasses.replace(BASE, **changes)).double()
+    layer = GatedBidirectionalLinearAttention(dataclasses.replace(BASE, **changes), backend=Backend.REFERENCE).double()
     x = torch.randn(20, 16, dtype=torch.float64)
     order = torch.randperm(20)
     layout = JaggedLayout.from_lengths([20])
@@ -131,7 +131,7 @@ def test_linear_attention_without_conv_is_permutation_equivariant(changes: dict[
 
 
 def test_softmax_attention_is_torchs_attention_with_rope() -> None:
-    layer = SoftmaxAttention(BASE).double()
+    layer = SoftmaxAttention(BASE, backend=Backend.REFERENCE).double()
     x = torch.randn(7, 16, dtype=torch.float64)
     layout = JaggedLayout.from_lengths([7])
     query, key, value = layer.in_projection(x).view(7, 3, 2, 8).unbind(1)
@@ -162,8 +162,14 @@ def test_recency_counts_from_the_end_of_each_row() -> None:
     assert int(long[0]) == 4 * 17
 
 
+@pytest.mark.parametrize("part", [HybridEncoder, GatedBidirectionalLinearAttention, SoftmaxAttention])
+def test_nobody_gets_the_slow_reference_without_asking_for_it(part: type[torch.nn.Module]) -> None:
+    with pytest.raises(TypeError, match="required keyword-only argument: 'backend'"):
+        part(BASE)
+
+
 def test_bad_values_and_offsets_are_named() -> None:
-    encoder = HybridEncoder(BASE)
+    encoder = HybridEncoder(BASE, backend=Backend.REFERENCE)
     with pytest.raises(ValueError, match=r"values must have shape \(L, model_dim\) = \(L, 16\)"):
         encoder(torch.zeros(3, 8), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="offsets must cover values, got 2 tokens in offsets and 3"):

@@ -50,6 +50,20 @@ def test_all_text_columns_are_read_and_separators_part_words(make_dataset: MakeD
     assert texts == [["Heat", "(1995)", "Action", "Crime", "Drama"], ["Sci", "Fi"], []]
 
 
+@pytest.mark.parametrize("blank", [None, "", "  ", " | "])
+def test_an_item_with_a_blank_title_falls_back_on_its_other_text(make_dataset: MakeDataset, blank: str | None) -> None:
+    # item 2 is titled by what is all the text that item 3 has; item 4 has none
+    titles, kinds = ["red polish", "blue polish", "Shaving>Electric", blank, blank], ["Nail", "Nail", None, "Shaving>Electric", blank]
+    dataset = make_dataset(list(range(5)), {"title": titles, "kinds": kinds})
+    assert item_texts(dataset)[2:] == ["Shaving Electric", "Shaving Electric", ""]
+    vectors = fit_embedder(dataset, config()).embed(dataset)
+    assert vectors[3].any() and np.array_equal(vectors[3], vectors[2])
+    assert abs(vectors[3] @ vectors[0]) < 1e-6 and not vectors[4].any()
+    # nothing is left to fall back on where the title is all that is read
+    by_title = fit_embedder(dataset, config(text_columns=("title",))).embed(dataset)
+    assert by_title[0].any() and not by_title[3:].any()
+
+
 @pytest.mark.parametrize(
     "changes",
     [

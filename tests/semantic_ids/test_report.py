@@ -57,3 +57,11 @@ def test_the_written_report_says_what_is_wrong(tmp_path: Path) -> None:
     clean = quality_report(SemanticIdTable(torch.tensor([[0, 0], [1, 0]]), (2, 2)), source="text", num_without_embedding=0)
     write_report(clean, tmp_path)
     assert "**" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("blank", [None, "", "  "])
+def test_an_item_with_a_blank_title_is_shown_by_its_id(tmp_path: Path, blank: str | None) -> None:
+    report = quality_report(TABLE, source="text", titles=pl.Series(["red polish", blank, "c", blank, blank, "f"], dtype=pl.String))
+    assert [prefix["titles"] for prefix in report["largest_prefixes"]] == [["red polish", "11", "f"], ["13", "14"]]
+    write_report(report, tmp_path)
+    assert "- (2, 0): 2 items, e.g. 13; 14" in (tmp_path / "report.md").read_text()

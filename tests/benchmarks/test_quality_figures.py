@@ -1,0 +1,143 @@
+"""The figures of a table whose rows have unlike objectives, from evaluated runs made by hand."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from gbla_rec.evaluation.per_user import write_per_user
+from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
+from gbla_rec.evaluation.summaries import summarise
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_USERS = 40
+DIFFICULTY = np.linspace(0.2, 0.6, NUM_USERS)
+SCORES = {"joint": ("joint", "generative", "item"), "item": ("item",), "generative": ("generative",)}
+"""By objective, the main score first, as evaluation writes them."""
+# Recall of each row and score above the difficulty that users have in common
+ABOVE = {
+    "hybrid": {"joint": 0.25, "generative": 0.125, "item": 0.0625},
+    "sasrec": {"item": 0.03},
+    "tiger": {"generative": 0.0},
+}
+BASELINE = 0.0078125
+
+
+@pytest.fixture(autouse=True)
+def root_on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(ROOT)
+    yield
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the report reads of a ``RunJob``."""
+
+    configuration: Any
+    config: Any
+    name: str
+    directory: Path
+    results: Path
+
+
+def jobs_of(directory: Path, name: str, num_seeds: int = 2) -> list[Job]:
+    """Evaluated runs of a row; its seeds lie ``2 ** -9`` apart on both sides of ``ABOVE``."""
+    objective = next(objective for objective, scores in SCORES.items() if scores == tuple(ABOVE[name]))
+    jobs = []
+    for seed in range(num_seeds):
+        of_seed = (seed - (num_seeds - 1) / 2) / 512
+        run = f"films.{name}.seed{seed}"
+        methods = {score: run if place == 0 else f"{run} ({score})" for place, score in enumerate(ABOVE[name])}
+        values = {method: DIFFICULTY + ABOVE[name][score] + of_seed for score, method in methods.items()}
+        columns = {method: {"Recall@10": recall, "NDCG@10": recall / 2} for method, recall in values.items()}
+        columns["item-kNN"] = {"Recall@10": np.full(NUM_USERS, BASELINE), "NDCG@10": np.full(NUM_USERS, BASELINE / 2)}
+        run_dir = directory / name / f"20260101T00000{seed}_000000Z"
+        run_dir.mkdir(parents=True)
+        whole = {"history_slice": "all", "cold_slice": "all"}
+        users = pl.DataFrame({"user_row": np.arange(NUM_USERS), "history_length": 9, "rarest_target_events": 9} | whole)
+        # beams are swept for the generative score alone
+        searched = {method: columns[method] for score, method in methods.items() if score == "generative"}
+        results = {
+            "checkpoint": "step_00000010",
+            "dataset": {"name": "films", "content_hash": "abc"},
+            "protocol": {"split": "test", "users": NUM_USERS, "candidates": 9, "history": "kept", "num_beams": 50},
+            "scores": methods,
+            "methods": summarise(columns, 20),
+            "other_history": None,
+            "beam_sweep": [{"num_beams": 20, "methods": summarise(searched, 20)}] if searched else [],
+            "per_user": write_per_user(run_dir, users, {"kept": columns}),
+            "config": {"name": run, "seed": seed, "model": {"objective": objective}, "evaluation": {"joint_beams": 200, "num_beams": 50}},
+            "versions": {"commit": "0" * 40},
+        }
+        (run_dir / "results.json").write_text(json.dumps(results))
+        config = SimpleNamespace(training=SimpleNamespace(num_steps=10))
+        described = SimpleNamespace(name=name, text=f"the row {name}")
+        jobs.append(Job(described, config, run, directory / "quality" / run, run_dir / "results.json"))
+    return jobs
+
+
+def row_of(directory: Path, name: str, num_seeds: int = 2) -> Any:
+    from benchmarks.quality.collect import Row
+
+    jobs = jobs_of(directory, name, num_seeds)
+    return Row(tuple(jobs), RunGroup.of([EvaluatedRun.open(job.results.parent) for job in jobs], name))
+
+
+def test_a_pair_differs_by_its_main_scores_even_where_these_are_unlike(tmp_path: Path) -> None:
+    from benchmarks.quality.collect import pair_figures
+
+    hybrid, sasrec = row_of(tmp_path, "hybrid"), row_of(tmp_path, "sasrec")
+    forth, back = ({line["metric"]: line for line in pair_figures(*pair)} for pair in ((hybrid, sasrec), (sasrec, hybrid)))
+    for lines, names, sign in ((forth, ("hybrid (joint)", "sasrec (item)"), "+"), (back, ("sasrec (item)", "hybrid (joint)"), "-")):
+        assert {(line["first"], line["second"]) for line in lines.values()} == {names}
+        # 0.25 - 0.03, the same for every user: joint less item, not item less item
+        assert lines["Recall@10"]["difference"] == f"{sign}0.2200" and lines["NDCG@10"]["difference"] == f"{sign}0.1100"
+        assert lines["Recall@10"]["over users"] == f"{sign}0.2200 to {sign}0.2200"
+        low, high = (float(end) for end in lines["Recall@10"]["over users and seeds"].split(" to "))
+        assert low < float(lines["Recall@10"]["difference"]) < high, "seeds differ where users do not"
+
+
+def test_a_pair_with_a_row_of_one_seed_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    from benchmarks.quality.collect import pair_figures
+
+    hybrid, sasrec = row_of(tmp_path, "hybrid"), row_of(tmp_path, "sasrec", num_seeds=1)
+    assert {line["over users and seeds"] for line in pair_figures(hybrid, sasrec)} == {None}
+
+
+@pytest.mark.parametrize("reference", ["hybrid", "sasrec"])
+def test_rows_of_mixed_objectives_are_held_to_the_same_score_or_the_main_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    from benchmarks.quality.collect import write_table
+    from benchmarks.quality.tables import TABLES, Table
+
+    monkeypatch.setitem(TABLES, "mixed", Table(configurations=tuple(ABOVE), reference=reference, text="Mixed."))
+    jobs = [job for name in ABOVE for job in jobs_of(tmp_path, name)]
+    page = write_table("mixed", "films", jobs, "the command", tmp_path)
+    report = json.loads(page.with_suffix(".json").read_text())
+    figures = {(line["configuration"], line["score"]): line for line in report["tables"]["All figures"] if line["metric"] == "Recall@10"}
+    scores = [(name, score) for name, above in ABOVE.items() for score in above]
+    assert list(figures) == [*scores, ("item-kNN", "")], "baselines come once, and no score of a model is one"
+    main = next(iter(ABOVE[reference]))
+    for name, score in scores:
+        line = figures[name, score]
+        assert line["seeds"] == 2 and line["mean"] == pytest.approx(DIFFICULTY.mean() + ABOVE[name][score])
+        if (name, score) == (reference, main):
+            assert "difference" not in line
+            continue
+        # the reference row's own further scores are held to its main one
+        other = score if name != reference and score in ABOVE[reference] else main
+        expected = ABOVE[name][score] - ABOVE[reference][other]
+        assert [line[key] for key in ("difference", "difference low", "difference high")] == pytest.approx([expected] * 3), (name, score)
+    pairs = {(line["first"], line["second"]) for line in report["tables"]["Main scores, row against row"]}
+    assert pairs == {("hybrid (joint)", "sasrec (item)"), ("hybrid (joint)", "tiger (generative)"), ("sasrec (item)", "tiger (generative)")}
+    assert [(line["configuration"], line["score"]) for line in report["tables"]["Beams"]] == [
+        (name, "generative") for name in ("hybrid", "tiger")
+    ]
+    assert "50 beams (joint: 200)" in page.read_text()
