@@ -2,6 +2,8 @@
 
 # B rows, L memory tokens, S targets, C code levels, W codebook width, D model width, H heads, M beams (docs/shapes.md)
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,19 @@ from gbla_rec.config import DecoderConfig
 from gbla_rec.models.decoder_layer import DecoderLayer, DecoderMemory
 from gbla_rec.models.layers import RMSNorm, initialized_linear
 
-__all__ = ["DecoderMemory", "SemanticIdDecoder"]
+__all__ = ["BeamCache", "DecoderMemory", "SemanticIdDecoder"]
+
+
+@dataclass(frozen=True, eq=False)
+class BeamCache:
+    """Self-attention keys and values ``(B, M, l, 2, H, D / H)`` of the prefixes of ``l`` codes and the start, for each layer."""
+
+    key_values: tuple[Tensor, ...]
+
+    def of(self, parents: Tensor) -> "BeamCache":
+        """Those of the beams ``parents`` ``(B, M')``, indices among the ``M`` of each row."""
+        rows = torch.arange(len(parents), device=parents.device)[:, None]
+        return BeamCache(tuple(key_value[rows, parents] for key_value in self.key_values))
 
 
 class SemanticIdDecoder(nn.Module):
@@ -67,42 +81,38 @@ class SemanticIdDecoder(nn.Module):
         x = self._embed(codes[:, : num_levels - 1])
         keys = None if token_keys is None else (token_keys[:, None] + torch.arange(num_levels, device=codes.device)).flatten()
         for layer in self._layers:
-            x = layer(x, num_levels, code_layout, memory, keys)
+            x = layer(x, code_layout, memory, keys)
         hidden = self.final_norm(x.flatten(0, 1)).view_as(x)
         return [head(hidden[:, level]) for level, head in enumerate(self.heads)]
 
-    def next_log_probs(self, prefixes: Tensor, beam_layout: JaggedLayout, memory: DecoderMemory) -> Tensor:
-        """Log-probabilities of the next level's codes, for beam search.
+    def next_log_probs(
+        self, prefixes: Tensor, parents: Tensor, cache: BeamCache | None, beam_layout: JaggedLayout, memory: DecoderMemory
+    ) -> tuple[Tensor, BeamCache]:
+        """Log-probabilities of the next level's codes, for beam search; each call computes one position of each beam.
 
         Args:
             prefixes: ``(B, M, l)`` int64, the first ``l`` codes of each beam, ``0 <= l < C``.
+            parents: ``(B, M)`` int64, the beam of the call before that each beam goes on from; read from the second call on.
+            cache: what the call before returned; None at ``l = 0``.
             beam_layout: ``B`` rows of ``M`` tokens.
             memory: from ``remember``, of ``B`` rows.
 
         Returns:
-            ``(B, M, W_l)`` fp32.
+            ``(B, M, W_l)`` fp32, and the cache for the next level.
         """
         num_rows, num_beams, level = prefixes.shape
-        x = self._embed(prefixes.flatten(0, 1))
-        *lower, last = self._layers
-        # every position of a prefix enters the layers above; they are few, so each level computes them anew
-        prefix_layout = _with_positions(beam_layout, level + 1) if lower else beam_layout
-        for layer in lower:
-            x = layer(x, level + 1, prefix_layout, memory, None)
-        hidden = self.final_norm(last(x, 1, beam_layout, memory, None).flatten(0, 1))
-        logits: Tensor = self.heads[level](hidden)
-        return F.log_softmax(logits.float(), dim=-1).view(num_rows, num_beams, -1)
+        newest = self.start if cache is None else self.code_embeddings[level - 1](prefixes[:, :, -1].flatten())
+        x = (newest + self.level_embedding[level]).expand(num_rows * num_beams, -1)
+        earlier = [None] * len(self._layers) if cache is None else [kept.flatten(0, 1) for kept in cache.of(parents).key_values]
+        key_values = []
+        for layer, before in zip(self._layers, earlier, strict=True):
+            x, kept = layer.step(x, before, beam_layout, memory)
+            key_values.append(kept.unflatten(0, (num_rows, num_beams)))
+        logits: Tensor = self.heads[level](self.final_norm(x))
+        return F.log_softmax(logits.float(), dim=-1).view(num_rows, num_beams, -1), BeamCache(tuple(key_values))
 
     def _embed(self, codes: Tensor) -> Tensor:
         """``(S, l)`` codes to ``(S, l + 1, D)`` inputs: the start vector, then one token per code."""
         tokens = [self.start.expand(codes.shape[0], -1)]
         tokens += [embedding(codes[:, level]) for level, embedding in zip(range(codes.shape[1]), self.code_embeddings, strict=False)]
         return torch.stack(tokens, dim=1) + self.level_embedding[: len(tokens)]
-
-
-def _with_positions(beam_layout: JaggedLayout, num_positions: int) -> JaggedLayout:
-    """Rows with ``num_positions`` tokens for each of a row's beams."""
-    if num_positions == 1:
-        return beam_layout
-    lengths = [num_positions * beams for beams in beam_layout.row_lengths]
-    return JaggedLayout.from_lengths(lengths).to(beam_layout.offsets.device)

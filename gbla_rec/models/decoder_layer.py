@@ -1,6 +1,6 @@
 """One layer of the decoder: causal self-attention over the code prefix, cross-attention over the memory, SwiGLU."""
 
-# S targets (or beams), C code positions, n newest of them, L memory tokens, D model width, H heads (docs/shapes.md)
+# S targets (or beams), C code positions, l of them before the newest, L memory tokens, D model width, H heads (docs/shapes.md)
 
 from dataclasses import dataclass
 
@@ -53,33 +53,52 @@ class DecoderLayer(nn.Module):
         """Keys and values ``(L, 2, H, D / H)`` of the encoder's output ``(L, D)``."""
         return self.memory_projection(memory).view(memory.shape[0], 2, self.config.num_heads, self.head_dim)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, num_newest: int, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:
-        """Compute the newest positions.
+    def forward(self, x: Tensor, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:
+        """All positions of each target at once, for training.
 
         Args:
-            x: ``(S, C, D)``, all positions.
-            num_newest: ``n``, positions whose output is wanted: ``C``, or 1.
-            layout: rows of the flattened ``(S * n,)`` newest positions.
+            x: ``(S, C, D)``.
+            layout: rows of the flattened ``(S * C,)`` positions.
             memory: of all layers.
-            keys: ``(S * n,)`` int64 for dropout; None switches it off.
+            keys: ``(S * C,)`` int64 for dropout; None switches it off.
 
         Returns:
-            ``(S, n, D)``.
+            ``(S, C, D)``.
         """
-        newest = x if num_newest == x.shape[1] else x[:, -num_newest:]
-        newest = newest + self._self_attention(x, num_newest)
-        return self._read_memory(newest.flatten(0, 1), layout, memory, keys).view_as(newest)
+        x = x + self._self_attention(x)
+        return self._read_memory(x.flatten(0, 1), layout, memory, keys).view_as(x)
 
-    def _self_attention(self, x: Tensor, num_newest: int) -> Tensor:
-        """Causal attention of the newest positions over all; ``C`` of them or 1."""
-        heads = (x.shape[0], x.shape[1], 3, self.config.num_heads, self.head_dim)
-        query, key, value = self.self_projection(self.self_norm(x)).view(heads).permute(2, 0, 3, 1, 4).unbind(0)
-        # spelled out: fused kernels refuse the hundred thousands of prefixes of a wide beam search
-        scores = ((query[:, :, -num_newest:] * self.head_dim**-0.5) @ key.transpose(-1, -2)).float()
-        if num_newest > 1:
-            is_later = torch.ones(num_newest, num_newest, dtype=torch.bool, device=x.device).triu(1)
-            scores = scores.masked_fill(is_later, -torch.inf)
-        attended = scores.softmax(dim=-1).to(value.dtype) @ value
+    def step(self, x: Tensor, earlier: Tensor | None, layout: JaggedLayout, memory: DecoderMemory) -> tuple[Tensor, Tensor]:
+        """The newest position of each beam, for decoding code by code.
+
+        Args:
+            x: ``(S, D)``, the newest position.
+            earlier: ``(S, l, 2, H, D / H)``, self-attention keys and values of the positions before it; None if there are none.
+            layout: rows of the ``S`` beams.
+            memory: of all layers.
+
+        Returns:
+            ``(S, D)``, and ``earlier`` with those of this position appended, ``(S, l + 1, 2, H, D / H)``.
+        """
+        query, newest = self._project(self.self_norm(x)).split((1, 2), dim=1)
+        key_values = newest[:, None] if earlier is None else torch.cat([earlier, newest[:, None]], dim=1)
+        key, value = key_values.unbind(2)
+        # one query for few keys: no product of matrices is worth a launch for each of a hundred thousand beams and heads
+        scores = (query.float() * self.head_dim**-0.5 * key.float()).sum(dim=-1, keepdim=True)
+        attended = (scores.softmax(dim=1) * value).sum(dim=1).to(value.dtype)
+        return self._read_memory(x + self.self_output(attended.flatten(1)), layout, memory, None), key_values
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Query, key and value ``(..., 3, H, D / H)`` of ``(..., D)``."""
+        return self.self_projection(x).unflatten(-1, (3, self.config.num_heads, self.head_dim))  # type: ignore[no-any-return]
+
+    def _self_attention(self, x: Tensor) -> Tensor:
+        """Causal attention among the positions of a target."""
+        query, key, value = self._project(self.self_norm(x)).permute(2, 0, 3, 1, 4).unbind(0)
+        # spelled out: fused kernels refuse hundreds of thousands of targets
+        scores = ((query * self.head_dim**-0.5) @ key.transpose(-1, -2)).float()
+        is_later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        attended = scores.masked_fill(is_later, -torch.inf).softmax(dim=-1).to(value.dtype) @ value
         return self.self_output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _read_memory(self, x: Tensor, layout: JaggedLayout, memory: DecoderMemory, keys: Tensor | None) -> Tensor:

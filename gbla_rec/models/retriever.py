@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import ModelConfig
 from gbla_rec.models.code_input import token_input
-from gbla_rec.models.decoder import DecoderMemory, SemanticIdDecoder
+from gbla_rec.models.decoder import BeamCache, DecoderMemory, SemanticIdDecoder
 from gbla_rec.models.encoder import HybridEncoder
 from gbla_rec.models.history_input import HistoryInput
 from gbla_rec.models.item_head import ItemHead
@@ -243,7 +243,9 @@ class GenerativeRetriever(nn.Module):
         return self.history.item_vectors(self.tables(features), items)
 
     @torch.no_grad()
-    def next_log_probs(self, prefixes: Tensor, beam_layout: JaggedLayout, memory: DecoderMemory) -> Tensor:
+    def next_log_probs(
+        self, prefixes: Tensor, parents: Tensor, cache: BeamCache | None, beam_layout: JaggedLayout, memory: DecoderMemory
+    ) -> tuple[Tensor, BeamCache]:
         """See ``SemanticIdDecoder.next_log_probs``.
 
         Raises:
@@ -251,4 +253,4 @@ class GenerativeRetriever(nn.Module):
         """
         if self.history.decoder is None:
             raise ValueError("ModelConfig.objective must be 'generative' or 'joint' to generate semantic IDs, got 'item'")
-        return self.history.decoder.next_log_probs(prefixes, beam_layout, memory)
+        return self.history.decoder.next_log_probs(prefixes, parents, cache, beam_layout, memory)

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from gbla_rec.semantic_ids.trie import PrefixTrie
 
-NextLogProbs = Callable[[Tensor], Tensor]
-"""Prefixes ``(U, M_l, l)`` int64 -> fp32 log-probabilities ``(U, M_l, W_l)`` of the next code over its whole codebook.
+NextLogProbs = Callable[[Tensor, Tensor], Tensor]
+"""Prefixes ``(U, M_l, l)`` and parents ``(U, M_l)``, int64 -> fp32 log-probabilities ``(U, M_l, W_l)`` of the next code over its codebook.
 
-``M_l <= M`` is the same for all users of a call and differs between levels; rows of dead beams hold code 0."""
+``M_l <= M`` is the same for all users of a call and differs between levels; rows of dead beams hold code 0. A parent is the place, among
+the beams of the call before, of the beam that a prefix prolongs by one code (of a dead beam: any place; in the first call: 0), so that a
+model can keep what it computed for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,10 @@ def constrained_beam_search(
     nodes = torch.zeros((num_users, 1), dtype=torch.int64, device=trie.device)
     scores = torch.zeros((num_users, 1), dtype=torch.float32, device=trie.device)
     prefixes = torch.zeros((num_users, 1, 0), dtype=torch.int64, device=trie.device)
+    parents = torch.zeros((num_users, 1), dtype=torch.int64, device=trie.device)
     nan_found = torch.zeros((), dtype=torch.bool, device=trie.device)
     for level, width in enumerate(trie.widths):
-        log_probs = next_log_probs(prefixes)
+        log_probs = next_log_probs(prefixes, parents)
         _check_log_probs(log_probs, (*nodes.shape, width), level)
         rows = _Candidates.of(trie, level, nodes)
         beams, children, is_alive = rows.locate(torch.arange(rows.width, device=trie.device).expand(num_users, -1).contiguous())
@@ -100,12 +103,12 @@ def constrained_beam_search(
         # dead beams go last, so that the row stays ascending with the sentinel n_l for them
         order = torch.sort(~is_alive, dim=1, stable=True).indices
         places, is_alive = places.gather(1, order), is_alive.gather(1, order)
-        beams, children, _ = rows.locate(places)
+        parents, children, _ = rows.locate(places)
         scores = candidate_scores.gather(1, places).masked_fill(~is_alive, -torch.inf)
         nodes = children.masked_fill(~is_alive, trie.num_nodes(level + 1))
         tokens = trie.child_tokens[level].index_select(0, children.flatten()).view_as(children)
-        parents = prefixes.gather(1, beams[:, :, None].expand(-1, -1, level))
-        prefixes = torch.cat([parents, tokens[:, :, None]], dim=2).masked_fill(~is_alive[:, :, None], 0)
+        prolonged = prefixes.gather(1, parents[:, :, None].expand(-1, -1, level))
+        prefixes = torch.cat([prolonged, tokens[:, :, None]], dim=2).masked_fill(~is_alive[:, :, None], 0)
     if check_nan and bool(nan_found):
         raise ValueError("next_log_probs must not return NaN for a legal code, got NaN: look for diverged weights or inputs")
     return _rank_items(trie, nodes, scores, denied, num_results)

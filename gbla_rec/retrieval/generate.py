@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gbla_kernels import JaggedLayout
-from gbla_rec.models.decoder import DecoderMemory
+from gbla_rec.models.decoder import BeamCache, DecoderMemory
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.retrieval.beam_search import BeamResult, constrained_beam_search
 from gbla_rec.semantic_ids.trie import PrefixTrie
@@ -37,16 +37,8 @@ def generate_items(
     Returns:
         Items ``(U, num_results)``, -1 where fewer exist, and their log-probabilities.
     """
-    layouts: dict[int, JaggedLayout] = {}
-
-    def next_log_probs(prefixes: Tensor) -> Tensor:
-        num_users, beams, _ = prefixes.shape
-        if beams not in layouts:
-            layouts[beams] = JaggedLayout.from_lengths([beams] * num_users).to(prefixes.device)
-        return retriever.next_log_probs(prefixes, layouts[beams], memory)
-
     return constrained_beam_search(
-        next_log_probs,
+        _NextLogProbs(retriever, memory),
         trie,
         num_users=memory.layout.num_rows,
         num_beams=num_beams,
@@ -55,3 +47,20 @@ def generate_items(
         denied_offsets=denied_offsets,
         device=memory.device,
     )
+
+
+class _NextLogProbs:
+    """The decoder during one search: it keeps what it computed for the beams of the level before."""
+
+    def __init__(self, retriever: GenerativeRetriever, memory: DecoderMemory) -> None:
+        self.retriever, self.memory = retriever, memory
+        self.cache: BeamCache | None = None
+        self.layouts: dict[int, JaggedLayout] = {}
+
+    def __call__(self, prefixes: Tensor, parents: Tensor) -> Tensor:
+        """As ``beam_search.NextLogProbs``."""
+        num_users, num_beams, _ = prefixes.shape
+        if num_beams not in self.layouts:
+            self.layouts[num_beams] = JaggedLayout.from_lengths([num_beams] * num_users).to(prefixes.device)
+        log_probs, self.cache = self.retriever.next_log_probs(prefixes, parents, self.cache, self.layouts[num_beams], self.memory)
+        return log_probs

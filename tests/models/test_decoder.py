@@ -39,14 +39,20 @@ def code_layout(targets: list[int]) -> JaggedLayout:
 
 @of_any_depth
 def test_step_by_step_log_probs_equal_teacher_forcing(num_layers: int) -> None:
-    decoder, codes = decoder_of(num_layers), random_codes(6)
+    # beams are dropped, doubled and moved from one level to the next, as in a search
+    decoder, num_beams, cache = decoder_of(num_layers), (1, 4, 3), None
     memory = remember(decoder)
-    codes_by_row = torch.stack([codes[:2], codes[2:4], codes[4:]])
-    logits = decoder(codes, code_layout([2, 2, 2]), memory)
-    for level in range(len(WIDTHS)):
-        steps = decoder.next_log_probs(codes_by_row[:, :, :level], JaggedLayout.from_lengths([2, 2, 2]), memory)
-        expected = torch.log_softmax(logits[level].float(), dim=-1)
-        assert relative_error(steps.flatten(0, 1), expected) < 1e-6, level
+    prefixes = torch.zeros(3, 1, 0, dtype=torch.int64)
+    for level, beams in enumerate(num_beams):
+        parents = torch.randint(0, prefixes.shape[1], (3, beams))
+        if level > 0:
+            newest = torch.randint(0, WIDTHS[level - 1], (3, beams, 1))
+            prefixes = torch.cat([prefixes.gather(1, parents[:, :, None].expand(-1, -1, level - 1)), newest], dim=2)
+        found, cache = decoder.next_log_probs(prefixes, parents, cache, JaggedLayout.from_lengths([beams] * 3), memory)
+        codes = torch.cat([prefixes, torch.zeros(3, beams, len(WIDTHS) - level, dtype=torch.int64)], dim=2).flatten(0, 1)
+        expected = torch.log_softmax(decoder(codes, code_layout([beams] * 3), memory)[level].float(), dim=-1)
+        assert found.shape == (3, beams, WIDTHS[level])
+        assert relative_error(found.flatten(0, 1), expected) < 1e-6, level
 
 
 @of_any_depth

@@ -41,15 +41,28 @@ class HashModel:
     def table(self, prefixes: np.ndarray) -> np.ndarray:
         """``(U, M, l)`` -> ``(U, M, W_l)`` fp32."""
         users, beams, length = prefixes.shape
-        state = np.broadcast_to(np.arange(users, dtype=np.uint64)[:, None], (users, beams)) + np.uint64(1 + 1000 * self.seed)
+        state = np.broadcast_to(self.start(users), (users, beams))
         for level in range(length):
-            state = mix(state * np.uint64(31) + prefixes[:, :, level].astype(np.uint64) + np.uint64(7))
-        state = mix(state[:, :, None] * np.uint64(31) + np.arange(self.widths[length], dtype=np.uint64))
+            state = self.after(state, prefixes[:, :, level])
+        return self.scores(state, length)
+
+    def start(self, num_users: int) -> np.ndarray:
+        """Hash ``(U, 1)`` of each user's empty prefix."""
+        return np.arange(num_users, dtype=np.uint64)[:, None] + np.uint64(1 + 1000 * self.seed)
+
+    def after(self, state: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Hashes of prefixes that one code prolongs."""
+        return mix(state * np.uint64(31) + codes.astype(np.uint64) + np.uint64(7))
+
+    def scores(self, state: np.ndarray, level: int) -> np.ndarray:
+        """``(U, M)`` hashes -> ``(U, M, W_l)`` fp32."""
+        state = mix(state[:, :, None] * np.uint64(31) + np.arange(self.widths[level], dtype=np.uint64))
         uniform = (state >> np.uint64(40)).astype(np.float64) / 2**24
         scores = -np.round(uniform * 3) / 2 if self.quantised else -8 * uniform
         return np.where(mix(state) % np.uint64(1000) < 1000 * self.zero_fraction, -np.inf, scores).astype(np.float32)
 
-    def __call__(self, prefixes: Tensor) -> Tensor:
+    def __call__(self, prefixes: Tensor, parents: Tensor) -> Tensor:
+        """All of every prefix, as the oracles read them."""
         return torch.from_numpy(self.table(prefixes.numpy()))
 
     def next_score(self, num_users: int, user: int, prefix: tuple[int, ...], code: int) -> np.float32:
@@ -61,6 +74,21 @@ class HashModel:
         for level, code in enumerate(codes):
             total = np.float32(total + self.next_score(num_users, user, codes[:level], code))
         return total
+
+
+class Following:
+    """The same model, which reads the newest code only and follows parents for what came before."""
+
+    def __init__(self, model: HashModel) -> None:
+        self.model, self.state = model, np.zeros((0, 0), dtype=np.uint64)
+
+    def __call__(self, prefixes: Tensor, parents: Tensor) -> Tensor:
+        users, _, length = prefixes.shape
+        if length == 0:
+            self.state = self.model.start(users)
+        else:
+            self.state = self.model.after(np.take_along_axis(self.state, parents.numpy(), axis=1), prefixes[:, :, -1].numpy())
+        return torch.from_numpy(self.model.scores(self.state, length))
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,7 @@ class Case:
 
     def search(self, num_beams: int, num_results: int, trie: PrefixTrie | None = None) -> BeamResult:
         return constrained_beam_search(
-            self.model,
+            Following(self.model),
             trie if trie is not None else PrefixTrie.from_codes(self.codes, self.model.widths),
             num_users=self.num_users,
             num_beams=num_beams,
@@ -192,7 +220,7 @@ def test_ties_go_by_code_then_by_item_index() -> None:
     codes = torch.tensor([[1, 0], [0, 1], [0, 0], [1, 1], [0, 0], [0, 1]])
     trie = PrefixTrie.from_codes(codes, (2, 2))
 
-    def uniform(prefixes: Tensor) -> Tensor:
+    def uniform(prefixes: Tensor, _: Tensor) -> Tensor:
         # -0.0 and 0.0 alternate: they are one score
         scores = torch.zeros((*prefixes.shape[:2], 2))
         scores[..., 0] = -0.0
@@ -208,7 +236,7 @@ def test_a_dead_prefix_takes_no_beam() -> None:
     codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
     scores = torch.tensor([-0.1, -9.0])
     result = constrained_beam_search(
-        lambda prefixes: scores.expand(1, prefixes.shape[1], 2),
+        lambda prefixes, _: scores.expand(1, prefixes.shape[1], 2),
         PrefixTrie.from_codes(codes, (2, 2)),
         num_users=1, num_beams=1, num_results=1,
         denied_items=torch.tensor([1, 0, 1]), denied_offsets=torch.tensor([0, 3]),
@@ -219,7 +247,7 @@ def test_a_dead_prefix_takes_no_beam() -> None:
 def test_an_illegal_code_with_the_only_finite_score_never_wins() -> None:
     trie = PrefixTrie.from_codes(torch.tensor([[0, 1], [2, 1]]), (3, 3))
 
-    def only_illegal(prefixes: Tensor) -> Tensor:
+    def only_illegal(prefixes: Tensor, _: Tensor) -> Tensor:
         scores = torch.full((*prefixes.shape[:2], 3), -torch.inf)
         scores[..., 1 if prefixes.shape[2] == 0 else 0] = 0.0
         return scores
@@ -232,11 +260,11 @@ def test_an_illegal_code_with_the_only_finite_score_never_wins() -> None:
 def test_nan_for_a_legal_code_is_refused_and_for_an_illegal_one_ignored() -> None:
     trie = PrefixTrie.from_codes(torch.tensor([[0], [2]]), (3,))
     illegal = torch.tensor([-1.0, torch.nan, -2.0])
-    result = constrained_beam_search(lambda _: illegal.view(1, 1, 3), trie, num_users=1, num_beams=2, num_results=2)
+    result = constrained_beam_search(lambda *_: illegal.view(1, 1, 3), trie, num_users=1, num_beams=2, num_results=2)
     assert result.items.tolist() == [[0, 1]]
     legal = torch.tensor([-1.0, -1.0, torch.nan])
     with pytest.raises(ValueError, match="must not return NaN"):
-        constrained_beam_search(lambda _: legal.view(1, 1, 3), trie, num_users=1, num_beams=2, num_results=2)
+        constrained_beam_search(lambda *_: legal.view(1, 1, 3), trie, num_users=1, num_beams=2, num_results=2)
 
 
 def test_no_users_and_an_empty_allow_set_give_no_items() -> None:
@@ -258,8 +286,8 @@ def test_no_users_and_an_empty_allow_set_give_no_items() -> None:
         ({"denied_items": torch.tensor([2]), "denied_offsets": torch.tensor([0, 1, 1])}, r"denied_items must lie in \[0, 2\)"),
         ({"denied_items": torch.tensor([1]), "denied_offsets": torch.tensor([0, 1])}, "denied_offsets int64 of shape"),
         ({"denied_items": torch.tensor([1]), "denied_offsets": torch.tensor([0, 0, 2])}, "must rise from 0 to 1"),
-        ({"next_log_probs": lambda _: torch.zeros(2, 1, 3)}, "float32 of shape"),
-        ({"next_log_probs": lambda _: torch.zeros(2, 1, 2, dtype=torch.float64)}, "float32 of shape"),
+        ({"next_log_probs": lambda *_: torch.zeros(2, 1, 3)}, "float32 of shape"),
+        ({"next_log_probs": lambda *_: torch.zeros(2, 1, 2, dtype=torch.float64)}, "float32 of shape"),
     ],
 )
 def test_a_malformed_argument_is_named(change: dict[str, object], message: str) -> None:

@@ -22,7 +22,7 @@ def quantised_log_probs(prefixes: Tensor, width: int) -> Tensor:
 
 def search(trie: PrefixTrie, num_users: int, num_beams: int, denied: Tensor, offsets: Tensor, *, check_nan: bool) -> BeamResult:
     return constrained_beam_search(
-        lambda prefixes: quantised_log_probs(prefixes.expand(num_users, -1, -1), trie.widths[prefixes.shape[2]]),
+        lambda prefixes, _: quantised_log_probs(prefixes.expand(num_users, -1, -1), trie.widths[prefixes.shape[2]]),
         trie, num_users=num_users, num_beams=num_beams, num_results=num_beams,
         denied_items=denied, denied_offsets=offsets, check_nan=check_nan,
     )  # fmt: skip
