@@ -42,6 +42,7 @@ from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.models.autocast import autocast
 from gbla_rec.training.dense_optimizer import DenseOptimizer
+from gbla_rec.training.garbage_collection import ScheduledCollection
 from gbla_rec.training.model_flops import batch_sizes, peak_flops, training_flops
 from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.step_guard import StepGuard
@@ -177,7 +178,7 @@ class TrainingStep:
         self._reset_peak()
         total = WARM_STEPS + self.sizes.steps + self.sizes.profiled_steps
         batches = Prefetcher(lambda: self._batches(workload), 4, start=self._choose_device)
-        with batches:
+        with batches, ScheduledCollection():
             trained = train_steps(self.model, self.optimizer, self.device, self._forward, itertools.islice(batches, total), 1)
             for _ in range(WARM_STEPS):
                 next(trained)

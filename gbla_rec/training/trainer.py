@@ -33,6 +33,7 @@ from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.training.bad_batch import stop_at
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
+from gbla_rec.training.garbage_collection import ScheduledCollection
 from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.profiling import StepProfiler
@@ -91,6 +92,7 @@ class Trainer:
         self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
         profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
         self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
+        self.garbage = ScheduledCollection()
 
     def run(self) -> Path:
         """Train to ``config.training.num_steps``; returns the run directory.
@@ -101,7 +103,7 @@ class Trainer:
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
         saver = self.background_saver or nullcontext()
-        with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler:
+        with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler, self.garbage:
             kernels = self.config.model.kernels_on(self.parts.device.type)
             for note in self.notes:
                 log.message(note)
@@ -130,6 +132,7 @@ class Trainer:
             paused = time.monotonic()
             is_validation = stop % training.validate_every == 0 or stop == training.num_steps
             self._save(self._validate(training, log) if is_validation else None)
+            self.garbage.collect()
             window.started += time.monotonic() - paused
 
     def _train_until(self, stop: int, steps: Iterator[list[Batch]], window: StepWindow, log: RunLog) -> StepWindow:
@@ -149,6 +152,7 @@ class Trainer:
             self.step, self.position = self.step + 1, position
             window.add(trained, nll, self.config.model, self.parts.semantic_ids.widths)
             self.profiler.step_done()
+            self.garbage.after_step(self.step)
             if self.step % self.config.training.log_every == 0 or self.step in (1, self.config.training.num_steps):
                 window = self._report(window, log)
         return window
