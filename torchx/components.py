@@ -271,7 +271,8 @@ def _app_args(args: tuple[str, ...]) -> List[str]:
 
 def _environment(resource: specs.Resource, num_processes: int) -> Dict[str, str]:
     environment = {
-        "OMP_NUM_THREADS": str(max(1, resource.cpu // num_processes)),
+        # with a GPU the CPU launches and collates, which threads make no faster; the pools of several processes slow each other
+        "OMP_NUM_THREADS": "1" if resource.gpu > 0 else str(max(1, resource.cpu // num_processes)),
         # a restart meets in a store of its own: in torchrun's shared one it finds the addresses of dead ranks
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }

@@ -79,10 +79,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...
 def process_environments(
     base: "os._Environ[str] | dict[str, str]", num_parallel: int, gpus: Sequence[str] | None
 ) -> Iterator[dict[str, str]]:
-    """One environment per GPU: each process is a launcher's rank of no group, and the processes share the cores."""
+    """One environment per GPU: a process is a rank of no group, with one thread beside a GPU, else with its share of cores."""
     environment = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)}
-    cores = len(os.sched_getaffinity(0))
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(max(1, cores // max(1, num_parallel))))
+    # threads make neither launching nor collating faster, and the pools of many processes slow each other
+    threads = 1 if gpus is not None else max(1, len(os.sched_getaffinity(0)) // max(1, num_parallel))
+    environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     if gpus is None:
         yield environment
     for gpu in gpus or ():

@@ -201,4 +201,5 @@ def test_the_environment_of_a_process_is_of_no_group_and_shares_the_cores():
     (alone,) = process_environments(launched, 2, None)
     assert not set(launched) & set(alone) - {"HOME"} and alone["HOME"] == "/"
     assert int(alone["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
-    assert [found["CUDA_VISIBLE_DEVICES"] for found in process_environments({}, 2, ["2", "5"])] == ["2", "5"]
+    on_gpus = list(process_environments({}, 1, ["2", "5"]))
+    assert [(found["CUDA_VISIBLE_DEVICES"], found["OMP_NUM_THREADS"]) for found in on_gpus] == [("2", "1"), ("5", "1")]

@@ -137,7 +137,7 @@ def test_pods_ask_for_gpus_efa_devices_and_shared_memory(manifest):
 def test_nodes_get_the_variables_that_current_efa_software_needs_and_no_others(manifest):
     for task in tasks(manifest):
         found = environment(task)
-        assert (found["OMP_NUM_THREADS"], found["NCCL_DEBUG"], found["FI_EFA_USE_HUGE_PAGE"]) == ("23", "WARN", "0")
+        assert (found["OMP_NUM_THREADS"], found["NCCL_DEBUG"], found["FI_EFA_USE_HUGE_PAGE"]) == ("1", "WARN", "0")
         # aws-ofi-nccl since 1.7 sets these itself, or is hurt by them
         assert not set(found) & {"FI_PROVIDER", "FI_EFA_USE_DEVICE_RDMA", "FI_EFA_FORK_SAFE", "NCCL_PROTO", "RDMAV_FORK_SAFE"}
 
