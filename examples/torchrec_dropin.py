@@ -1,4 +1,4 @@
-"""An existing TorchRec model gets the hybrid encoder by six changed lines, and its old checkpoint still loads.
+"""An existing TorchRec model gets the hybrid encoder by eight changed lines, and its old checkpoint still loads.
 
 ``NextItemModel`` is the kind of model that many teams run: their own KeyedJaggedTensor batches, an EmbeddingCollection,
 DistributedModelParallel and TorchRec's train pipeline; it averages the history. The lines marked ``# changed`` are all
@@ -122,8 +122,8 @@ def main() -> None:
         hits_before = train(before, device)
         dcp.save({"model": before.state_dict()}, checkpoint_id=checkpoint)
 
-        config = EncoderConfig(model_dim=DIM, num_heads=4, pattern="SGG")
-        backend = Backend.TRITON if device.type == "cuda" else Backend.REFERENCE
+        config = EncoderConfig(model_dim=DIM, num_heads=4, pattern="SGG")  # changed
+        backend = Backend.TRITON if device.type == "cuda" else Backend.REFERENCE  # changed
         after = shard(NextItemModel(HybridEncoder(config, backend=backend)), device)  # changed
         state = {"model": after.state_dict()}
         dcp.load(state, checkpoint_id=checkpoint, planner=DefaultLoadPlanner(allow_partial_load=True))  # changed

@@ -64,7 +64,8 @@ def amazon_beauty() -> RunConfig:
     alone with 50 beams .0828, .0474; item-level head alone .0843, .0497 (``SSSS`` in place of ``SGGS``: .0880, .0506; .0834, .0468;
     .0843, .0489). On four H100s, 36 runs side by side: 22 s of one GPU a run, training and a search for 20,000 users. Commands: ``gbla-rec
     prepare --dataset amazon --path DIRECTORY --name amazon_beauty``, then tokenize, train and evaluate with ``--recipe amazon_beauty``;
-    tables: ``benchmarks/quality/README.md`` (the committed ones are of an earlier schedule: 2,600 steps of 8,192 tokens, weight 0.3).
+    tables: ``benchmarks/quality/README.md`` (the committed ones are of an earlier schedule: 2,600 steps of 8,192 tokens,
+    weight 0.3, beam weight 1, a rate that ends at 5 %, more checkpoints to choose from).
     Needs the extra ``text``. Another category: the same with its own ``--name`` and ``--dataset``, and
     ``--semantic-ids.embedding behaviour`` where its items have no text.
     """

@@ -39,6 +39,17 @@ def new_run_dir(run_name: str) -> Path:
     return runs_dir(run_name) / datetime.now(UTC).strftime("%Y%m%dT%H%M%S_%fZ")
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether the run saved a checkpoint; a damaged one counts, so that who reads it names it and no older run is taken in silence."""
+    return any(path.name.removeprefix("step_").isdecimal() for path in run_dir.glob("checkpoints/step_*"))
+
+
+def run_dirs(run_name: str | None = None) -> list[Path]:
+    """The runs called ``run_name``, or all runs, newest first."""
+    found = [path.parent for path in (root() / "runs").glob(f"{run_name or '*'}/*/config.json")]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
 def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False) -> Path:
     """The newest run called ``run_name``, or the newest of all runs.
 
@@ -49,11 +60,7 @@ def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False
     Raises:
         FileNotFoundError: if there is none; the message says how to make one.
     """
-    found = [path.parent for path in (root() / "runs").glob(f"{run_name or '*'}/*/config.json")]
-    if with_checkpoint:
-        # a damaged checkpoint counts: who reads it refuses it by name, and no older run is taken in silence
-        found = [path for path in found if any(path.glob("checkpoints/step_*"))]
-    newest = max(found, key=lambda path: path.name, default=None)
+    newest = next((path for path in run_dirs(run_name) if not with_checkpoint or has_checkpoint(path)), None)
     if newest is None:
         names = sorted({path.parent.parent.name for path in (root() / "runs").glob("*/*/config.json")})
         kind = f" called {run_name!r}" if run_name else ""

@@ -1,6 +1,7 @@
 """``gbla-rec compare``: paired differences of evaluated runs, with intervals over users and over seeds; needs no model and no GPU."""
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -21,6 +22,8 @@ DESCRIPTION = (
     "Compare evaluated runs by the same users. RUN is a run directory, or a name of runs in the workspace (* stands for any part), which "
     "takes the newest evaluated run of each seed. The first RUN is compared with each other one; --a and --b make two groups of several."
 )
+LONGEST_SIDE, LONGEST_NAME, DIGEST_LETTERS = 60, 200, 8
+"""Letters of a directory's name for one group, and in all: file systems take 255 bytes."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -69,12 +72,15 @@ def directory_name(groups: Sequence[RunGroup], methods: Mapping[str, str | None]
     """Names, scores and treatment of the history, as far as they were asked for: another comparison replaces none."""
     scores = [methods["first_method"], *[methods["second_method"]] * (len(groups) - 1)]
     sides = [plain(f"{group.name}.{score}" if score else group.name) for group, score in zip(groups, scores, strict=True)]
-    return "_vs_".join(sides) + (f"_{history}" if history else "")
+    return plain("_vs_".join(sides) + (f"_{history}" if history else ""), LONGEST_NAME)
 
 
-def plain(name: str) -> str:
-    """A part of a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+def plain(name: str, longest: int = LONGEST_SIDE) -> str:
+    """A file name; a long one ends with a digest of the whole."""
+    letters = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    if len(letters) <= longest:
+        return letters
+    return f"{letters[: longest - DIGEST_LETTERS - 1]}-{hashlib.sha256(name.encode()).hexdigest()[:DIGEST_LETTERS]}"
 
 
 if __name__ == "__main__":

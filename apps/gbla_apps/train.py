@@ -10,8 +10,8 @@ from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.training.trainer import train
 
 DESCRIPTION = (
-    "Train a run. --resume goes on with the newest run of this name that has a checkpoint, or starts one if none has; --resume-step N goes "
-    "on from its checkpoint of step N and sets later ones aside."
+    "Train a run. --resume goes on with the newest run of this name, or with an unfinished one like it if it saved nothing, and starts one "
+    "where there is none; --resume-step N goes on from its checkpoint of step N and sets later ones aside."
 )
 
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.quality.run_job import RunJob, table_jobs
 from benchmarks.quality.scheduler import Outcome, Scheduler, State
 from benchmarks.quality.tables import TABLES
@@ -18,7 +20,8 @@ from gbla_rec import workspace
 
 ALL_DONE, SOME_FAILED, MORE_TO_DO = 0, 1, 3
 TAIL_LINES = 12
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+OTHER_THREAD_VARIABLES = ("POLARS_MAX_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
 LAUNCHER_PREFIXES = ("MASTER_", "TORCHELASTIC_", "GBLA_REC_METRICS_PORT")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
@@ -81,9 +84,11 @@ def process_environments(
 ) -> Iterator[dict[str, str]]:
     """One environment per GPU: a process is a rank of no group, with one thread beside a GPU, else with its share of cores."""
     environment = {name: value for name, value in base.items() if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)}
-    # threads make neither launching nor collating faster, and the pools of many processes slow each other
-    threads = 1 if gpus is not None else max(1, len(os.sched_getaffinity(0)) // max(1, num_parallel))
-    environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    share = str(max(1, len(os.sched_getaffinity(0)) // max(1, num_parallel)))
+    environment |= dict.fromkeys((*THREAD_VARIABLES, *OTHER_THREAD_VARIABLES), share)
+    if gpus is not None or torch.cuda.is_available():
+        # threads make neither launching nor collating faster, and the pools of many processes slow each other
+        environment |= dict.fromkeys(THREAD_VARIABLES, "1")
     if gpus is None:
         yield environment
     for gpu in gpus or ():

@@ -12,7 +12,7 @@ from benchmarks.quality.scheduler import Stage
 from benchmarks.quality.tables import CONFIGURATIONS, Configuration, Table
 from gbla_apps.run_config_options import parse_run_config
 from gbla_rec import workspace
-from gbla_rec.checkpoint.run_directory import CHECKPOINTS, RESULTS, STEP_PREFIX, readable_checkpoints
+from gbla_rec.checkpoint.run_directory import RESULTS, read_dataset_hash, readable_checkpoints
 from gbla_rec.config import RunConfig, differing_fields, from_json
 from gbla_rec.data.dataset import PreparedDataset
 
@@ -84,8 +84,7 @@ class RunJob:
             return f"its config cannot be read ({error})"
         if differing:
             return f"another {', '.join(differing)}"
-        found = json.loads((run_dir / "version.json").read_text()).get("dataset_hash")
-        return None if found == self.dataset_hash else "another version of the dataset"
+        return None if read_dataset_hash(run_dir) == self.dataset_hash else "another version of the dataset"
 
     def next_stage(self) -> Stage | None:
         """Train anew, train on, evaluate, or nothing."""
@@ -97,7 +96,7 @@ class RunJob:
         steps = [checkpoint.progress.step for checkpoint in readable_checkpoints(run_dir)]
         if not steps or steps[-1] < self.config.training.num_steps:
             # without a checkpoint there is nothing to resume here, and --resume would look for an older run
-            return self._train(is_new=not any((run_dir / CHECKPOINTS).glob(f"{STEP_PREFIX}*")))
+            return self._train(is_new=not workspace.has_checkpoint(run_dir))
         sweep = ("--num-beams", *map(str, self.beam_sweep)) if self.beam_sweep else ()
         command = (sys.executable, "-m", "gbla_apps.evaluate", "--run-dir", str(run_dir), *sweep)
         return Stage(name=EVALUATE, command=command, needed_seconds=self.evaluation_seconds(), urgency=2)

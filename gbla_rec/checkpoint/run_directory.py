@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gbla_rec import workspace
 from gbla_rec.config import RunConfig, from_json, to_json
 from gbla_rec.data.histories import StreamPosition
 
@@ -72,6 +73,16 @@ def create_run(run_dir: Path, config: RunConfig, dataset_hash: str) -> None:
     (run_dir / "version.json").write_text(json.dumps({**code_version(), "dataset_hash": dataset_hash}, indent=2) + "\n")
     # last: a directory with a config.json is a run
     write_text(run_dir / "config.json", to_json(config))
+
+
+def read_dataset_hash(run_dir: Path) -> str | None:
+    """Content hash of the dataset that a run was made for; None if the run does not say.
+
+    Raises:
+        ValueError: if its ``version.json`` is damaged.
+    """
+    found = json.loads((run_dir / "version.json").read_text())
+    return found.get("dataset_hash") if isinstance(found, dict) else None
 
 
 def read_config(run_dir: Path) -> RunConfig:
@@ -142,9 +153,12 @@ def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
 
     Raises:
         FileNotFoundError: if the run has no checkpoint.
+        ValueError: if it has damaged ones alone.
     """
     found = checkpoints(run_dir)
     if not found:
+        if workspace.has_checkpoint(run_dir):
+            raise ValueError(f"no checkpoint of {run_dir} has its {PROGRESS}: they are damaged; restore the file, or remove the run")
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet; let it train for longer, or resume it")
 
     def order(checkpoint: Checkpoint) -> tuple[float, int]:

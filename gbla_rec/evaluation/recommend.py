@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import RESULTS, Checkpoint, best_checkpoints, checkpoints, read_config
+from gbla_rec.checkpoint.run_directory import CHECKPOINTS, PROGRESS, RESULTS, Checkpoint, best_checkpoints, checkpoints, read_config
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.data.histories import HistoryBatch
@@ -159,11 +159,15 @@ class Recommender:
 
 
 def _chosen_checkpoint(run_dir: Path) -> Checkpoint:
-    results = run_dir / RESULTS
-    chosen = json.loads(results.read_text())["checkpoint"] if results.exists() else None
+    chosen = _evaluated_name(run_dir)
     by_name = {checkpoint.path.name: checkpoint for checkpoint in checkpoints(run_dir)}
     if chosen in by_name:
         return by_name[chosen]
+    if chosen is not None and (run_dir / CHECKPOINTS / chosen).exists():
+        raise ValueError(
+            f"checkpoint {run_dir / CHECKPOINTS / chosen}, at which {run_dir} was evaluated, is damaged: it has no {PROGRESS}; restore the "
+            "file, or remove the checkpoint to recommend by another one"
+        )
     best = best_checkpoints(run_dir, 1)[0]
     if chosen is not None:
         logger.warning(
@@ -175,3 +179,14 @@ def _chosen_checkpoint(run_dir: Path) -> Checkpoint:
             run_dir,
         )
     return best
+
+
+def _evaluated_name(run_dir: Path) -> str | None:
+    """The checkpoint that the evaluation of a run chose; None before one."""
+    path = run_dir / RESULTS
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text())["checkpoint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); evaluate again: gbla-rec evaluate --run-dir {run_dir}") from error

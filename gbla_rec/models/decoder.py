@@ -18,7 +18,7 @@ __all__ = ["BeamCache", "DecoderMemory", "SemanticIdDecoder"]
 
 @dataclass(frozen=True, eq=False)
 class BeamCache:
-    """Self-attention keys and values ``(B, M, l, 2, H, D / H)`` of the prefixes of ``l`` codes and the start, for each layer."""
+    """Self-attention keys and values ``(B, M, l + 1, 2, H, D / H)`` of the start and ``l`` codes of each beam, for each layer."""
 
     key_values: tuple[Tensor, ...]
 
@@ -99,8 +99,17 @@ class SemanticIdDecoder(nn.Module):
 
         Returns:
             ``(B, M, W_l)`` fp32, and the cache for the next level.
+
+        Raises:
+            ValueError: if ``cache`` is not that of prefixes of ``l - 1`` codes.
         """
         num_rows, num_beams, level = prefixes.shape
+        num_cached = 0 if cache is None else cache.key_values[0].shape[2]
+        if num_cached != level:
+            raise ValueError(
+                f"cache must be what the call for prefixes of {level - 1} codes returned, with {level} positions (None for no code at all), "
+                f"got {num_cached}"
+            )
         newest = self.start if cache is None else self.code_embeddings[level - 1](prefixes[:, :, -1].flatten())
         x = (newest + self.level_embedding[level]).expand(num_rows * num_beams, -1)
         earlier = [None] * len(self._layers) if cache is None else [kept.flatten(0, 1) for kept in cache.of(parents).key_values]
@@ -109,7 +118,7 @@ class SemanticIdDecoder(nn.Module):
             x, kept = layer.step(x, before, beam_layout, memory)
             key_values.append(kept.unflatten(0, (num_rows, num_beams)))
         logits: Tensor = self.heads[level](self.final_norm(x))
-        return F.log_softmax(logits.float(), dim=-1).view(num_rows, num_beams, -1), BeamCache(tuple(key_values))
+        return F.log_softmax(logits.float(), dim=-1).unflatten(0, (num_rows, num_beams)), BeamCache(tuple(key_values))
 
     def _embed(self, codes: Tensor) -> Tensor:
         """``(S, l)`` codes to ``(S, l + 1, D)`` inputs: the start vector, then one token per code."""

@@ -95,7 +95,7 @@ class DecoderLayer(nn.Module):
     def _self_attention(self, x: Tensor) -> Tensor:
         """Causal attention among the positions of a target."""
         query, key, value = self._project(self.self_norm(x)).permute(2, 0, 3, 1, 4).unbind(0)
-        # spelled out: fused kernels refuse hundreds of thousands of targets
+        # spelled out: no fused kernel is made for rows of a few codes
         scores = ((query * self.head_dim**-0.5) @ key.transpose(-1, -2)).float()
         is_later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         attended = scores.masked_fill(is_later, -torch.inf).softmax(dim=-1).to(value.dtype) @ value

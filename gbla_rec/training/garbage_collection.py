@@ -8,7 +8,7 @@ YOUNG_EVERY = 100
 
 
 class ScheduledCollection:
-    """No collection of Python's own choosing while a run trains; the same collections on every rank, after the same steps.
+    """No collection of Python's own choosing while a run trains: every rank collects after the same steps.
 
     A full collection walks every object of the process: with the remains of ``torch.compile`` some half a second and more. Left to itself
     it comes to each rank at a moment of its own, and all others wait in the next exchange; among a thousand ranks one is always late.

@@ -21,6 +21,8 @@ from gbla_rec.checkpoint.run_directory import (
     create_run,
     prune_checkpoints,
     read_config,
+    read_dataset_hash,
+    readable_checkpoints,
     write_text,
 )
 from gbla_rec.checkpoint.run_parts import RunParts
@@ -253,7 +255,8 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     Args:
         config: the run.
         device: of this rank.
-        resume: go on with the newest run of this name that has a checkpoint (its config must be the same), or start one if none has.
+        resume: go on with the newest run of this name (its config must be the same); where it saved nothing, with the newest before it
+            that is like it, saved something and is not at its end; where there is none, start one.
         resume_step: go on from the checkpoint of this step instead of the newest; those of later steps are set aside.
 
     Returns:
@@ -276,24 +279,44 @@ def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_
     """The directory to train in, and what a person should know of its choice."""
     notes = []
     if resume or resume_step is not None:
-        try:
-            run_dir = workspace.latest_run_dir(config.name, with_checkpoint=True)
-        except FileNotFoundError:
-            if resume_step is not None:
-                raise
-            notes = [f"nothing to resume: no run called {config.name!r} has a checkpoint; a new run starts"]
-        else:
-            _require_same_config(run_dir, config)
-            newest = workspace.latest_run_dir(config.name)
-            return run_dir, [] if newest == run_dir else [f"resuming {run_dir.name}: {newest} is newer, but has no checkpoint"]
+        newest = next(iter(workspace.run_dirs(config.name)), None)
+        run_dir = None if newest is None else _resumable(newest, config, dataset_hash, is_going_back=resume_step is not None)
+        if run_dir is not None:
+            return run_dir, [] if run_dir == newest else [f"resuming {run_dir.name}: {newest} is newer, but has no checkpoint"]
+        if resume_step is not None:
+            raise FileNotFoundError(f"--resume-step needs a run called {config.name!r} with a checkpoint, and there is none")
+        notes = [f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts"]
     run_dir = workspace.new_run_dir(config.name)
     create_run(run_dir, config, dataset_hash)
     return run_dir, notes
 
 
-def _require_same_config(run_dir: Path, config: RunConfig) -> None:
-    differing = sorted(set(differing_fields(read_config(run_dir), config)) - CHANGEABLE)
+def _resumable(newest: Path, config: RunConfig, dataset_hash: str, *, is_going_back: bool) -> Path | None:
+    """``newest``, or if it died before its first save the newest run that is like it, and unfinished or to be gone back in."""
+    differing = _differing(newest, config)
     if differing:
         raise ValueError(
-            f"cannot resume {run_dir}: its config.json differs in {', '.join(differing)}; give the same options, or leave --resume out"
+            f"cannot resume {newest}: its config.json differs in {', '.join(differing)}; give the same options, or leave --resume out"
         )
+    if workspace.has_checkpoint(newest):
+        return newest
+    saved = [run_dir for run_dir in workspace.run_dirs(config.name) if workspace.has_checkpoint(run_dir)]
+    alike = (run_dir for run_dir in saved if _is_alike(run_dir, config, dataset_hash))
+    return next((run_dir for run_dir in alike if is_going_back or not _is_finished(run_dir, config)), None)
+
+
+def _is_alike(run_dir: Path, config: RunConfig, dataset_hash: str) -> bool:
+    try:
+        return read_dataset_hash(run_dir) == dataset_hash and not _differing(run_dir, config)
+    except ValueError:
+        # of another version of the library
+        return False
+
+
+def _is_finished(run_dir: Path, config: RunConfig) -> bool:
+    return any(checkpoint.progress.step >= config.training.num_steps for checkpoint in readable_checkpoints(run_dir))
+
+
+def _differing(run_dir: Path, config: RunConfig) -> list[str]:
+    """Settings of what a run computes, in which ``config`` differs from that of the run."""
+    return sorted(set(differing_fields(read_config(run_dir), config)) - CHANGEABLE)

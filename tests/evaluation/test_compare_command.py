@@ -36,6 +36,21 @@ def test_runs_of_one_name_have_headings_and_files_of_their_own(evaluated_runs: A
     assert "| metric | shop day1-0 | shop day2-0 | difference |" in text
 
 
+def test_groups_of_many_runs_get_names_that_a_file_system_takes(evaluated_runs: Any, workspace: Path) -> None:
+    first, second = (
+        [
+            str(evaluated_runs.write("a_long_name_of_runs", seed, np.linspace(0, 1, 40), started=f"20261127T0258{group}"))
+            for seed in range(6)
+        ]
+        for group in (1, 2)
+    )
+    for groups in ((first, second), (second, first)):
+        main(["--a", *groups[0], "--b", *groups[1], "--samples", "20"])
+    main([*first, *second, "--samples", "20"])
+    names = [path.name for path in (workspace / "comparisons").iterdir()]
+    assert len(names) == 3 and max(map(len, names)) <= 200
+
+
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_an_output_that_cannot_be_written_is_named_with_the_cure(evaluated_runs: Any, tmp_path: Path, command: str) -> None:
     run_dir = str(evaluated_runs.write("a", 0, np.linspace(0, 1, 40)))

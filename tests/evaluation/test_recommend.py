@@ -31,6 +31,15 @@ def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path, cap
     assert f"gbla-rec evaluate --run-dir {tmp_path}" in said
 
 
+def test_what_is_damaged_is_named_and_never_passed_over(tmp_path: Path) -> None:
+    checkpoint_path(tmp_path, 100).mkdir(parents=True)
+    for results in (None, json.dumps({"checkpoint": "step_00000100"}), "[]", "{", '{"checkp'):
+        if results is not None:
+            (tmp_path / RESULTS).write_text(results)
+        with pytest.raises(ValueError, match="damaged"):
+            _chosen_checkpoint(tmp_path)
+
+
 def test_an_item_with_a_blank_title_is_named_by_its_id() -> None:
     items = pl.DataFrame({"item_id": [10, 20, 30, 40], "title": ["film", None, "", "  "]})
     dataset = SimpleNamespace(items=lambda: items, manifest=SimpleNamespace(text_columns=("title",)))

@@ -55,6 +55,16 @@ def test_step_by_step_log_probs_equal_teacher_forcing(num_layers: int) -> None:
         assert relative_error(found.flatten(0, 1), expected) < 1e-6, level
 
 
+def test_a_cache_of_another_level_is_refused() -> None:
+    decoder = decoder_of(2)
+    memory, layout, parents = remember(decoder), JaggedLayout.from_lengths([1, 1, 1]), torch.zeros(3, 1, dtype=torch.int64)
+    prefixes = torch.zeros(3, 1, 2, dtype=torch.int64)
+    _, cache = decoder.next_log_probs(prefixes[:, :, :0], parents, None, layout, memory)
+    for wrong in (None, cache):
+        with pytest.raises(ValueError, match=f"cache must be what .* with 2 positions .* got {0 if wrong is None else 1}"):
+            decoder.next_log_probs(prefixes, parents, wrong, layout, memory)
+
+
 @of_any_depth
 def test_a_level_sees_earlier_codes_only(num_layers: int) -> None:
     decoder, codes = decoder_of(num_layers), random_codes(6)

@@ -1,5 +1,6 @@
-"""Which run ``--resume`` goes on with: the newest of its name that has a checkpoint, the same one on all ranks, and the log says so."""
+"""Which run ``--resume`` goes on with: the newest of its name, or the one that it was to continue, on all ranks; the log says so."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -9,50 +10,105 @@ import pytest
 import torch
 
 from gbla_rec import workspace
-from gbla_rec.checkpoint.run_directory import create_run
+from gbla_rec.checkpoint.run_directory import Progress, checkpoint_path, create_run, read_dataset_hash, write_progress
 from gbla_rec.config import RunConfig, TrainingConfig
+from gbla_rec.data.histories import StreamPosition
+from gbla_rec.training.trainer import _open_run
 
 CPU = torch.device("cpu")
+DATA = "hash of the data"
 
 
 def resume_again_and_again(rank: int, world_size: int, config: RunConfig, own_workspace: Path) -> dict[str, Any]:
-    """Resume with no run, with a newer run that saved nothing, and with checkpoints damaged and gone; rank 1 sees no run of rank 0."""
+    """Resume with no run, past a newer run that saved nothing, and with a damaged checkpoint; rank 1 sees no run of rank 0."""
     import torch.distributed as dist
 
     from gbla_rec.training.trainer import train
 
     if rank == 1:
         os.environ[workspace.VARIABLE] = str(own_workspace)
-    found: dict[str, Any] = {"first": train(config, device=CPU, resume=True)}
-    if rank == 0:
-        create_run(workspace.new_run_dir(config.name), config, "hash")
-    found["again"] = train(config, device=CPU, resume=True)
-    found["from step 1"] = train(config, device=CPU, resume_step=1)
+    first = train(config, device=CPU, resume=True)
+    last = first / "checkpoints/step_00000002"
     dist.barrier()
     if rank == 0:
-        (found["first"] / "checkpoints/step_00000001/progress.json").unlink()
+        shutil.rmtree(last)
+        create_run(workspace.new_run_dir(config.name), config, read_dataset_hash(first))
+    again = train(config, device=CPU, resume=True)
+    dist.barrier()
+    if rank == 0:
+        (last / "progress.json").unlink()
+        shutil.rmtree(workspace.run_dirs(config.name)[0])
     with pytest.raises(ValueError) as damaged:
         train(config, device=CPU, resume=True)
-    dist.barrier()
-    if rank == 0:
-        shutil.rmtree(found["first"] / "checkpoints/step_00000001")
-    with pytest.raises(FileNotFoundError) as gone:
-        train(config, device=CPU, resume_step=1)
-    found["new"] = train(config, device=CPU, resume=True)
-    return found | {"damaged": str(damaged.value), "gone": str(gone.value)}
+    return {"first": first, "again": again, "damaged": str(damaged.value)}
 
 
 @pytest.mark.timeout(60)
-def test_all_ranks_resume_the_newest_run_with_a_checkpoint(run_ranks: Any, tiny_run: Any, tiny_workspace: Path, tmp_path: Path) -> None:
+def test_all_ranks_resume_the_run_that_the_newest_continues(run_ranks: Any, tiny_run: Any, tiny_workspace: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_workspace, tmp_path / "own")
-    config = tiny_run(training=TrainingConfig(num_steps=1, log_every=1, validation_users=5))
+    config = tiny_run(training=TrainingConfig(num_steps=2, save_every=1, log_every=1, validation_users=5))
     first, second = run_ranks(resume_again_and_again, 2, config, tmp_path / "own")
-    assert first == second
-    oldest, empty, newest = sorted((tiny_workspace / "runs" / config.name).iterdir())
-    assert first["first"] == first["again"] == first["from step 1"] == oldest and first["new"] == newest
-    assert f"{oldest}/checkpoints/step_00000001 is damaged: it has no progress.json" in first["damaged"]
-    assert f"no run called {config.name!r} with a checkpoint" in first["gone"]
-    assert not (tmp_path / "own" / "runs").exists() and not list(empty.glob("checkpoints/*"))
+    (only,) = (tiny_workspace / "runs" / config.name).iterdir()
+    assert first == second and first["first"] == first["again"] == only and not (tmp_path / "own" / "runs").exists()
+    assert f"{only}/checkpoints/step_00000002 is damaged: it has no progress.json" in first["damaged"]
     log = (tmp_path / "ranks-0" / "0.output").read_text()
-    assert log.count(f"nothing to resume: no run called {config.name!r} has a checkpoint; a new run starts") == 2
-    assert log.count(f"resuming {oldest.name}: {empty} is newer, but has no checkpoint") == 2
+    assert log.count(f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts") == 1
+    assert log.count(f"resuming {only.name}: ") == 1
+
+
+class Runs:
+    """Runs of one name in a workspace, made without training."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def add(self, *steps: int, data: str = DATA, **changes: Any) -> Path:
+        """A run with checkpoints of these steps."""
+        run_dir = workspace.new_run_dir(self.config.name)
+        create_run(run_dir, dataclasses.replace(self.config, **changes), data)
+        for step in steps:
+            checkpoint_path(run_dir, step).mkdir()
+            progress = Progress(step=step, position=StreamPosition(), sequence_hash="", world_size=1)
+            write_progress(checkpoint_path(run_dir, step), progress)
+        return run_dir
+
+    def resumed(self, *, step: int | None = None, **changes: Any) -> Path:
+        """What a resumed run with these changes goes on in."""
+        return _open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA)[0]
+
+
+@pytest.fixture
+def runs(tiny_run: Any, workspace: Path) -> Runs:
+    return Runs(tiny_run())
+
+
+def test_the_newest_run_goes_on_finished_or_not(runs: Runs) -> None:
+    runs.add(2)
+    for steps in ((2,), (2, runs.config.training.num_steps)):
+        newest = runs.add(*steps)
+        assert runs.resumed() == newest
+
+
+def test_a_run_that_died_early_gives_way_to_an_unfinished_one_like_it_alone(runs: Runs) -> None:
+    wanted = runs.add(2)
+    finished = runs.add(2, runs.config.training.num_steps)
+    others = [runs.add(2, data="other"), runs.add(2, seed=1)]
+    (runs.add() / "checkpoints" / "step_00000002.bak").mkdir()
+    assert runs.resumed() == wanted and runs.resumed(step=2) == finished
+    shutil.rmtree(wanted)
+    newest = runs.resumed()
+    assert newest not in (finished, *others) and not list(newest.glob("checkpoints/*"))
+
+
+def test_other_options_than_those_of_the_newest_run_are_refused(runs: Runs) -> None:
+    runs.add(2)
+    died = runs.add(seed=1)
+    with pytest.raises(ValueError, match=f"cannot resume {died}: its config.json differs in seed; give the same options"):
+        runs.resumed()
+    assert runs.resumed(seed=1) > died
+
+
+def test_no_run_to_go_back_in_is_named(runs: Runs) -> None:
+    runs.add()
+    with pytest.raises(FileNotFoundError, match=f"--resume-step needs a run called {runs.config.name!r} with a checkpoint"):
+        runs.resumed(step=2)

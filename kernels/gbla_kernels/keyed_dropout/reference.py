@@ -38,8 +38,8 @@ def threshold(probability: float) -> int:
 def keyed_dropout_reference(x: Tensor, token_keys: Tensor, probability: float, salt: int, residual: Tensor | None) -> Tensor:
     """``x (L, D)`` without the elements that ``token_keys (L,)`` choose, added to ``residual (L, D)`` if there is one."""
     columns = torch.arange((x.shape[1] + 3) // 4, device=x.device)
-    # keys + salt * multiplier and keys + columns * multiplier, with no product of salt or columns alone: torch.compile takes an index
-    # for 32 bits, and a symbolic product of Python integers for what need not fit 64
+    # keys + salt * multiplier and keys + columns * multiplier, with no product of salt or columns alone: torch.compile computes with
+    # columns in 32 bits, and with a symbolic salt in integers of any size
     keys = mix64((token_keys * SALT_INVERSE + salt) * MULTIPLIERS[1])
     bits = mix64(((keys * INVERSE)[:, None] + columns) * MULTIPLIERS[2])
     # one hash serves four elements, 16 bits each
