@@ -107,7 +107,7 @@ class SemanticIdDecoder(nn.Module):
         num_cached = 0 if cache is None else cache.key_values[0].shape[2]
         if num_cached != level:
             raise ValueError(
-                f"cache must be what the call for prefixes of {level - 1} codes returned, with {level} positions (None for no code at all), "
+                f"cache must be what the call for prefixes of {level - 1} codes returned, with {level} positions (None for no code), "
                 f"got {num_cached}"
             )
         newest = self.start if cache is None else self.code_embeddings[level - 1](prefixes[:, :, -1].flatten())
