@@ -31,7 +31,7 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
         print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
         _end(2, error)
     except KeyboardInterrupt as interrupt:
-        print("interrupted; what was saved is kept, and gbla-rec train --resume goes on from there", file=sys.stderr)
+        print("interrupted; gbla-rec train --resume goes on from the last checkpoint, if one was saved", file=sys.stderr)
         _end(130, interrupt)
     except Exception as error:
         _end_with_traceback(error)

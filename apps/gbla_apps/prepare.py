@@ -28,6 +28,10 @@ DESCRIPTION = (
     f"--dataset NAME --path DIR takes the published files of a public dataset: {', '.join(PUBLISHED)}. "
     "Both set the options below, and each can be set again."
 )
+NEEDS = {
+    "validation": "train and evaluate choose checkpoints by them and refuse this dataset; prepare longer histories, or another --split",
+    "test": "evaluate refuses this dataset; prepare longer histories, or another --split",
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,6 +42,9 @@ def main(arguments: Sequence[str]) -> None:
     manifest = dataset.manifest
     print(f"{dataset.path}: {manifest.num_users:,} users, {manifest.num_items:,} items, {manifest.num_events:,} events")
     print(f"users with targets: {manifest.num_validation_users:,} for validation, {manifest.num_test_users:,} for test")
+    for part, count in (("validation", manifest.num_validation_users), ("test", manifest.num_test_users)):
+        if count == 0:
+            print(f"warning: no user has {part} targets and events before them: {NEEDS[part]}", file=sys.stderr)
     print(f"text columns: {', '.join(manifest.text_columns) or 'none (semantic IDs need --semantic-ids.embedding behaviour or file)'}")
 
 

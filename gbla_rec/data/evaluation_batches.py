@@ -103,7 +103,8 @@ def _batches(
         plan += _plan_shard(index, users, lengths, (end - memory)[users], user_costs, *limits)
     if not plan:
         raise ValueError(
-            f"{dataset.path}: no user has {split} targets and events before them; evaluate another split or prepare with fewer targets"
+            f"{dataset.path}: no user has {split} targets and events before them; prepare longer histories, or with another --split or "
+            "fewer targets"
         )
     held: dict[int, HistoryShard] = {}
     for step in _in_steps(plan, world_size, dataset.num_shards):

@@ -150,7 +150,8 @@ class Recommender:
     def _no_match(self, name: str) -> str:
         matches = self._matches(name)
         if matches:
-            return f"history entry {name!r} names several items: {[self.titles[i] for i in matches[:5]]}; give the full title or the id"
+            named = ", ".join(f"{self.titles[i]} (id {self.items['item_id'][i]})" for i in matches[:5])
+            return f"history entry {name!r} names several items: {named}; give the full title or the id"
         similar = difflib.get_close_matches(name, self.titles, n=3, cutoff=0.4)
         containing = [title for title in self.titles if name.casefold() in title.casefold()][:3]
         near = list(dict.fromkeys([*containing, *similar]))[:5]

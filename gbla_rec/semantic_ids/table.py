@@ -120,7 +120,8 @@ class SemanticIdTable:
         if dataset_hash is not None and dataset_hash != manifest["dataset_hash"]:
             raise ValueError(
                 f"{directory}: the semantic IDs were made from a dataset with content hash {manifest['dataset_hash']}, "
-                f"this one has {dataset_hash}; {RETOKENIZE}"
+                f"this one has {dataset_hash}: it was prepared anew. Runs trained on these IDs need that earlier dataset; for new runs, "
+                f"{RETOKENIZE}"
             )
         frame = pl.read_parquet(directory / TABLE_FILE)
         names = [f"code_{level}" for level in range(len(manifest["widths"]))]

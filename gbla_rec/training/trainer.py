@@ -241,6 +241,7 @@ class Trainer:
         load_checkpoint(checkpoint, self.model, state)
         self.optimizer.load_state_tensors(state, checkpoint.progress.step)
         self.step, self.position = checkpoint.progress.step, checkpoint.progress.position
+        self.notes.append(f"resumed from {checkpoint.path}")
         self.saved_step = self.step
 
 
@@ -268,6 +269,11 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
+    if parts.dataset.manifest.num_validation_users == 0:
+        raise ValueError(
+            f"dataset {config.dataset!r} must have users with validation targets, by which checkpoints are chosen, and has none; prepare "
+            "longer histories, or with another --split"
+        )
     # one choice for all ranks: a run or a checkpoint may appear between the looks of two
     run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
     trainer = Trainer(parts, run_dir, resume_step, notes)
@@ -277,12 +283,11 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
 
 def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> tuple[Path, list[str]]:
     """The directory to train in, and what a person should know of its choice."""
-    notes = []
+    notes: list[str] = []
     if resume or resume_step is not None:
-        newest = next(iter(workspace.run_dirs(config.name)), None)
-        run_dir = None if newest is None else _resumable(newest, config, dataset_hash, is_going_back=resume_step is not None)
+        run_dir = _resumable(config, dataset_hash, is_going_back=resume_step is not None)
         if run_dir is not None:
-            return run_dir, [] if run_dir == newest else [f"resuming {run_dir.name}: {newest} is newer, but has no checkpoint"]
+            return run_dir, notes
         if resume_step is not None:
             raise FileNotFoundError(f"--resume-step needs a run called {config.name!r} with a checkpoint, and there is none")
         notes = [f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts"]
@@ -291,23 +296,28 @@ def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_
     return run_dir, notes
 
 
-def _resumable(newest: Path, config: RunConfig, dataset_hash: str, *, is_going_back: bool) -> Path | None:
-    """``newest``, or if it died before its first save the newest run that is like it, and unfinished or to be gone back in."""
-    differing = _differing(newest, config)
-    if differing:
+def _resumable(config: RunConfig, dataset_hash: str, *, is_going_back: bool) -> Path | None:
+    """The newest run with this config; if it died before its first save, the newest one like it that is unfinished or to be gone back in.
+
+    Raises:
+        ValueError: if there are runs of this name, and none with this config.
+    """
+    runs = workspace.run_dirs(config.name)
+    alike = [run_dir for run_dir in runs if _has_config(run_dir, config)]
+    if runs and not alike:
         raise ValueError(
-            f"cannot resume {newest}: its config.json differs in {', '.join(differing)}; give the same options, or leave --resume out"
+            f"cannot resume {runs[0]}: its config.json differs in {', '.join(_differing(runs[0], config))}, and no older run called "
+            f"{config.name!r} has these options; give the same options, or leave --resume out"
         )
-    if workspace.has_checkpoint(newest):
-        return newest
-    saved = [run_dir for run_dir in workspace.run_dirs(config.name) if workspace.has_checkpoint(run_dir)]
-    alike = (run_dir for run_dir in saved if _is_alike(run_dir, config, dataset_hash))
-    return next((run_dir for run_dir in alike if is_going_back or not _is_finished(run_dir, config)), None)
+    if not alike or workspace.has_checkpoint(alike[0]):
+        return next(iter(alike), None)
+    saved = (run_dir for run_dir in alike if workspace.has_checkpoint(run_dir) and read_dataset_hash(run_dir) == dataset_hash)
+    return next((run_dir for run_dir in saved if is_going_back or not _is_finished(run_dir, config)), None)
 
 
-def _is_alike(run_dir: Path, config: RunConfig, dataset_hash: str) -> bool:
+def _has_config(run_dir: Path, config: RunConfig) -> bool:
     try:
-        return read_dataset_hash(run_dir) == dataset_hash and not _differing(run_dir, config)
+        return not _differing(run_dir, config)
     except ValueError:
         # of another version of the library
         return False

@@ -51,6 +51,19 @@ def run_forked(launch_ranks: Any) -> Callable[..., str]:
     return forked
 
 
+@pytest.mark.timeout(60)
+def test_data_without_validation_users_are_refused_before_a_step_is_made(workspace: Path, run_forked: Callable[..., str]) -> None:
+    # two events each: no event is left before a validation target
+    log = pl.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [1, 2, 2, 1], "timestamp": [1, 2, 1, 2]})
+    log.write_parquet(workspace.parent / "log.parquet")
+    said = run_forked("prepare", "--name", "short", "--events", str(workspace.parent / "log.parquet"))
+    assert "warning: no user has validation targets and events before them: train and evaluate" in said
+    data = ("--recipe", "own_data", "--dataset", "short", "--semantic-ids.embedding", "behaviour")
+    run_forked("tokenize", *data)
+    assert "dataset 'short' must have users with validation targets" in run_forked("train", *data, "--name", "short", status=2)
+    assert not (workspace / "runs").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("workspace")

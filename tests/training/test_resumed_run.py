@@ -53,7 +53,7 @@ def test_all_ranks_resume_the_run_that_the_newest_continues(run_ranks: Any, tiny
     assert f"{only}/checkpoints/step_00000002 is damaged: it has no progress.json" in first["damaged"]
     log = (tmp_path / "ranks-0" / "0.output").read_text()
     assert log.count(f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts") == 1
-    assert log.count(f"resuming {only.name}: ") == 1
+    assert log.count(f"resumed from {only}/checkpoints/step_00000001") == 1
 
 
 class Runs:
@@ -100,12 +100,11 @@ def test_a_run_that_died_early_gives_way_to_an_unfinished_one_like_it_alone(runs
     assert newest not in (finished, *others) and not list(newest.glob("checkpoints/*"))
 
 
-def test_other_options_than_those_of_the_newest_run_are_refused(runs: Runs) -> None:
-    runs.add(2)
-    died = runs.add(seed=1)
-    with pytest.raises(ValueError, match=f"cannot resume {died}: its config.json differs in seed; give the same options"):
-        runs.resumed()
-    assert runs.resumed(seed=1) > died
+def test_each_seed_of_a_name_goes_on_in_its_own_run_and_other_options_are_refused(runs: Runs) -> None:
+    first, second = runs.add(2), runs.add(2, seed=1)
+    assert runs.resumed() == first and runs.resumed(seed=1) == second
+    with pytest.raises(ValueError, match=f"cannot resume {second}: its config.json differs in seed, and no older run .* has these options"):
+        runs.resumed(seed=2)
 
 
 def test_no_run_to_go_back_in_is_named(runs: Runs) -> None:
