@@ -177,7 +177,7 @@ def test_a_prepared_dataset_goes_all_the_way_to_generated_items(tmp_path: Path, 
     report = json.loads((tmp_path / "ids" / "report.json").read_text())
     assert report["num_without_embedding"] == (5 if embedding == "behaviour" else 0)
     result = constrained_beam_search(
-        lambda prefixes: torch.zeros((*prefixes.shape[:2], table.widths[prefixes.shape[2]])),
+        lambda prefixes, _: torch.zeros((*prefixes.shape[:2], table.widths[prefixes.shape[2]])),
         PrefixTrie.from_codes(table.codes, table.widths), num_users=2, num_beams=35, num_results=35,
     )  # fmt: skip
     assert sorted(result.items[1].tolist()) == list(range(35))
