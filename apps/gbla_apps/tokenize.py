@@ -1,5 +1,6 @@
 """``gbla-rec tokenize``: the items of a prepared dataset get semantic IDs."""
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.semantic_ids.tokenize import tokenize
 
 DESCRIPTION = "Give every item of the prepared dataset a semantic ID; only --dataset and --semantic-ids.* matter here."
+MUCH_SHARED = 0.9
+"""Part of the items. Behaviour alone leaves most items of a small log without anything to tell them apart."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,6 +22,14 @@ def main(arguments: Sequence[str]) -> None:
     output = workspace.semantic_ids_dir(config.dataset)
     table = tokenize(dataset, config.semantic_ids, output)
     print(f"{output}: {table.codes.shape[0]:,} items, codebooks {' x '.join(map(str, table.widths))}; quality in report.md")
+    shared = json.loads((output / "report.json").read_text(encoding="utf-8"))["before_dedup"]["fraction_sharing"]
+    print(f"{shared:.0%} of the items had the codes of another one, and are told apart by the last level")
+    if shared > MUCH_SHARED:
+        print(
+            "warning: the codes say little about the items; embed them by something that tells them apart (--semantic-ids.embedding), or "
+            "give more levels (docs/semantic-ids.md)",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":
