@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 VARIABLE = "GBLA_REC_WORKSPACE"
+CHECKPOINTS, STEP_PREFIX = "checkpoints", "step_"
+"""Where the checkpoints of a run lie, and how the directory of one begins."""
 
 
 def root() -> Path:
@@ -39,9 +41,10 @@ def new_run_dir(run_name: str) -> Path:
     return runs_dir(run_name) / datetime.now(UTC).strftime("%Y%m%dT%H%M%S_%fZ")
 
 
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether the run saved a checkpoint; a damaged one counts, so that who reads it names it and no older run is taken in silence."""
-    return any(path.name.removeprefix("step_").isdecimal() for path in run_dir.glob("checkpoints/step_*"))
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """The steps of a run's checkpoints, rising; damaged ones count, so that who reads one names it and none is passed over in silence."""
+    names = [path.name.removeprefix(STEP_PREFIX) for path in (run_dir / CHECKPOINTS).glob(f"{STEP_PREFIX}*")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def run_dirs(run_name: str | None = None) -> list[Path]:
@@ -60,7 +63,7 @@ def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False
     Raises:
         FileNotFoundError: if there is none; the message says how to make one.
     """
-    newest = next((path for path in run_dirs(run_name) if not with_checkpoint or has_checkpoint(path)), None)
+    newest = next((path for path in run_dirs(run_name) if not with_checkpoint or checkpoint_steps(path)), None)
     if newest is None:
         names = sorted({path.parent.parent.name for path in (root() / "runs").glob("*/*/config.json")})
         kind = f" called {run_name!r}" if run_name else ""

@@ -96,7 +96,7 @@ class RunJob:
         steps = [checkpoint.progress.step for checkpoint in readable_checkpoints(run_dir)]
         if not steps or steps[-1] < self.config.training.num_steps:
             # without a checkpoint there is nothing to resume here, and --resume would look for an older run
-            return self._train(is_new=not workspace.has_checkpoint(run_dir))
+            return self._train(is_new=not workspace.checkpoint_steps(run_dir))
         sweep = ("--num-beams", *map(str, self.beam_sweep)) if self.beam_sweep else ()
         command = (sys.executable, "-m", "gbla_apps.evaluate", "--run-dir", str(run_dir), *sweep)
         return Stage(name=EVALUATE, command=command, needed_seconds=self.evaluation_seconds(), urgency=2)

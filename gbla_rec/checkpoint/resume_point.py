@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from gbla_rec.checkpoint.run_directory import (
-    CHECKPOINTS,
     PER_USER,
     PROGRESS,
     RESULTS,
@@ -14,6 +13,7 @@ from gbla_rec.checkpoint.run_directory import (
     checkpoint_path,
     read_progress,
 )
+from gbla_rec.workspace import checkpoint_steps
 
 SET_ASIDE_PREFIX = "set-aside-"
 """Checkpoints and results under such a name are never read, pruned or counted; a person may remove them."""
@@ -30,7 +30,7 @@ def resume_point(run_dir: Path, step: int | None = None) -> Checkpoint | None:
         ValueError: if the newest checkpoint has no readable progress file, or there is none of ``step``; older ones are not
             taken in silence.
     """
-    steps = _steps(run_dir)
+    steps = checkpoint_steps(run_dir)
     if step is not None and step not in steps:
         raise ValueError(f"--resume-step must be a step with a checkpoint in {run_dir}, which has {steps}, got {step}")
     if not steps:
@@ -54,7 +54,9 @@ def set_aside_after(run_dir: Path, step: int) -> list[Path]:
     """
     # the evaluation first: a kill between the two must not leave it beside checkpoints that it did not read
     stale = _evaluation_files(run_dir) if _evaluated_step(run_dir) > step else []
-    return [_set_aside(path) for path in (*stale, *(checkpoint_path(run_dir, later) for later in _steps(run_dir) if later > step))]
+    return [
+        _set_aside(path) for path in (*stale, *(checkpoint_path(run_dir, later) for later in checkpoint_steps(run_dir) if later > step))
+    ]
 
 
 def _set_aside(path: Path) -> Path:
@@ -72,18 +74,11 @@ def _evaluation_files(run_dir: Path) -> list[Path]:
 
 
 def _evaluated_step(run_dir: Path) -> float:
-    """The latest step whose checkpoint the evaluation read; -1 without one, infinity if its results are damaged."""
+    """The latest step whose checkpoint the evaluation read; infinity if its results do not tell, or were not written before a kill."""
     path = run_dir / RESULTS
-    if not path.exists():
-        return -1
     try:
         results = json.loads(path.read_text())
         names = [results["checkpoint"], *results.get("shortlist_validation_recall", ())]
         return max(int(name.removeprefix(STEP_PREFIX)) for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return float("inf")
-
-
-def _steps(run_dir: Path) -> list[int]:
-    names = [path.name.removeprefix(STEP_PREFIX) for path in (run_dir / CHECKPOINTS).glob(f"{STEP_PREFIX}*")]
-    return sorted(int(name) for name in names if name.isdecimal())

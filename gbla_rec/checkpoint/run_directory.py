@@ -21,8 +21,7 @@ from gbla_rec import workspace
 from gbla_rec.config import RunConfig, from_json, to_json
 from gbla_rec.data.histories import StreamPosition
 
-CHECKPOINTS = "checkpoints"
-STEP_PREFIX = "step_"
+CHECKPOINTS, STEP_PREFIX = workspace.CHECKPOINTS, workspace.STEP_PREFIX
 PROGRESS = "progress.json"
 RESULTS = "results.json"
 RESULTS_TABLE = "results.md"
@@ -79,9 +78,13 @@ def read_dataset_hash(run_dir: Path) -> str | None:
     """Content hash of the dataset that a run was made for; None if the run does not say.
 
     Raises:
-        ValueError: if its ``version.json`` is damaged.
+        ValueError: if its ``version.json`` is damaged; the message names it.
     """
-    found = json.loads((run_dir / "version.json").read_text())
+    path = run_dir / "version.json"
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove the run, or restore the file") from error
     return found.get("dataset_hash") if isinstance(found, dict) else None
 
 
@@ -157,7 +160,7 @@ def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
     """
     found = checkpoints(run_dir)
     if not found:
-        if workspace.has_checkpoint(run_dir):
+        if workspace.checkpoint_steps(run_dir):
             raise ValueError(f"no checkpoint of {run_dir} has its {PROGRESS}: they are damaged; restore the file, or remove the run")
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet; let it train for longer, or resume it")
 

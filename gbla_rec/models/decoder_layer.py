@@ -83,7 +83,7 @@ class DecoderLayer(nn.Module):
         query, newest = self._project(self.self_norm(x)).split((1, 2), dim=1)
         key_values = newest[:, None] if earlier is None else torch.cat([earlier, newest[:, None]], dim=1)
         key, value = key_values.unbind(2)
-        # one query for few keys: no product of matrices is worth a launch for each of a hundred thousand beams and heads
+        # one query and a few keys for each of a hundred thousand beams: sums, not as many products of tiny matrices
         scores = (query.float() * self.head_dim**-0.5 * key.float()).sum(dim=-1, keepdim=True)
         attended = (scores.softmax(dim=1) * value).sum(dim=1).to(value.dtype)
         return self._read_memory(x + self.self_output(attended.flatten(1)), layout, memory, None), key_values

@@ -256,8 +256,8 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     Args:
         config: the run.
         device: of this rank.
-        resume: go on with the newest run of this name (its config must be the same); where it saved nothing, with the newest before it
-            that is like it, saved something and is not at its end; where there is none, start one.
+        resume: go on with the newest run of this name and config; where it saved nothing, with the newest before it that also has the
+            same data, saved something and is not at its end; where there is none, start one.
         resume_step: go on from the checkpoint of this step instead of the newest; those of later steps are set aside.
 
     Returns:
@@ -283,11 +283,11 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
 
 def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> tuple[Path, list[str]]:
     """The directory to train in, and what a person should know of its choice."""
-    notes: list[str] = []
+    notes = []
     if resume or resume_step is not None:
         run_dir = _resumable(config, dataset_hash, is_going_back=resume_step is not None)
         if run_dir is not None:
-            return run_dir, notes
+            return run_dir, []
         if resume_step is not None:
             raise FileNotFoundError(f"--resume-step needs a run called {config.name!r} with a checkpoint, and there is none")
         notes = [f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts"]
@@ -309,9 +309,9 @@ def _resumable(config: RunConfig, dataset_hash: str, *, is_going_back: bool) -> 
             f"cannot resume {runs[0]}: its config.json differs in {', '.join(_differing(runs[0], config))}, and no older run called "
             f"{config.name!r} has these options; give the same options, or leave --resume out"
         )
-    if not alike or workspace.has_checkpoint(alike[0]):
+    if not alike or workspace.checkpoint_steps(alike[0]):
         return next(iter(alike), None)
-    saved = (run_dir for run_dir in alike if workspace.has_checkpoint(run_dir) and read_dataset_hash(run_dir) == dataset_hash)
+    saved = (run_dir for run_dir in alike if workspace.checkpoint_steps(run_dir) and read_dataset_hash(run_dir) == dataset_hash)
     return next((run_dir for run_dir in saved if is_going_back or not _is_finished(run_dir, config)), None)
 
 

@@ -56,10 +56,13 @@ def test_data_without_validation_users_are_refused_before_a_step_is_made(workspa
     # two events each: no event is left before a validation target
     log = pl.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [1, 2, 2, 1], "timestamp": [1, 2, 1, 2]})
     log.write_parquet(workspace.parent / "log.parquet")
-    said = run_forked("prepare", "--name", "short", "--events", str(workspace.parent / "log.parquet"))
+    pl.DataFrame({"item_id": [1, 2], "title": ["same", "same"]}).write_parquet(workspace.parent / "items.parquet")
+    files = ("--events", str(workspace.parent / "log.parquet"), "--items", str(workspace.parent / "items.parquet"))
+    said = run_forked("prepare", "--name", "short", *files)
     assert "warning: no user has validation targets and events before them: train and evaluate" in said
-    data = ("--recipe", "own_data", "--dataset", "short", "--semantic-ids.embedding", "behaviour")
-    run_forked("tokenize", *data)
+    data = ("--recipe", "own_data", "--dataset", "short")
+    said = run_forked("tokenize", *data)
+    assert "100% of the items had the codes of another one" in said and "warning: the codes say little about the items" in said
     assert "dataset 'short' must have users with validation targets" in run_forked("train", *data, "--name", "short", status=2)
     assert not (workspace / "runs").exists()
 

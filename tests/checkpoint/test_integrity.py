@@ -182,6 +182,13 @@ def test_results_of_checkpoints_that_are_set_aside_do_not_stay(tmp_path: Path, s
     assert len(moved) == (0 if stays else 3 if steps else 1)
 
 
+def test_what_a_killed_first_evaluation_left_does_not_stay(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    assert set_aside_after(tmp_path, 10) == []
+    (tmp_path / "results.md").write_text("")
+    assert set_aside_after(tmp_path, 10) == [tmp_path / "set-aside-results.md"]
+
+
 def make(run_dir: Path, step: int, nll: float | None = None) -> Path:
     path = checkpoint_path(run_dir, step)
     path.mkdir(parents=True)

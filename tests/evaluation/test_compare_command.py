@@ -38,10 +38,7 @@ def test_runs_of_one_name_have_headings_and_files_of_their_own(evaluated_runs: A
 
 def test_groups_of_many_runs_get_names_that_a_file_system_takes(evaluated_runs: Any, workspace: Path) -> None:
     first, second = (
-        [
-            str(evaluated_runs.write("a_long_name_of_runs", seed, np.linspace(0, 1, 40), started=f"20261127T0258{group}"))
-            for seed in range(6)
-        ]
+        [str(evaluated_runs.write(64 * "a", seed, np.linspace(0, 1, 40), started=f"20261127T0258{group}")) for seed in range(6)]
         for group in (1, 2)
     )
     for groups in ((first, second), (second, first)):
