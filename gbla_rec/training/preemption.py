@@ -19,6 +19,9 @@ BATCHES_PER_CHECK = 8
 class StopRequest:
     """Whether SIGTERM came to any rank since ``with``; a second SIGTERM ends the process at once.
 
+    An error that leaves ``with`` on one rank among others ends that process soon (``process_group``). The launcher sends
+    SIGTERM at that very time, because another rank failed: it stays noted only, or the error would never be shown.
+
     Outside the main thread, which alone may handle signals, it never stops.
     """
 
@@ -35,7 +38,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._is_main:
+        is_ending = isinstance(error, Exception) and dist.get_world_size() > 1
+        if self._is_main and not is_ending:
             signal.signal(signal.SIGTERM, self._previous)
 
     def stop(self, items: Iterator[T]) -> Iterator[T]:

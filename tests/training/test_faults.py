@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -123,6 +124,26 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(launch_ranks: Any, l
     assert "error on rank 0: lost the connection to another rank" in first
 
 
+def be_ended_by_the_launcher(rank: int, config: RunConfig) -> None:
+    """Rank 1 fails; the launcher's SIGTERM reaches rank 0 after training gave up and before the error is shown."""
+    from gbla_rec.checkpoint import process_group
+
+    explain = process_group.explain
+
+    def explain_late(error: BaseException) -> BaseException:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return explain(error)
+
+    if rank == 0:
+        process_group.explain = explain_late
+    meet_a_bug(rank, config)
+
+
+def test_the_launchers_sigterm_does_not_hide_what_ended_a_rank(launch_ranks: Any, long_run: RunConfig) -> None:
+    (status, output), _ = launch_ranks(be_ended_by_the_launcher, 2, long_run)
+    assert status == 2 and "error on rank 0: lost the connection to another rank" in output, output
+
+
 KILLED_PROGRAM = """
 import os, pickle, signal, sys, time
 from gbla_apps import command_line
@@ -198,7 +219,8 @@ def test_a_rank_killed_in_a_step_is_restarted_and_the_result_is_that_of_an_undis
     )
     assert finished.returncode == 0, finished.stderr
     # the other rank ended by itself, although a save was pending there
-    assert "error on rank 0: lost the connection to another rank" in finished.stderr and "SIGKILL" not in finished.stderr
+    errors = finished.stderr
+    assert "error on rank 0: lost the connection to another rank" in errors and "SIGKILL" not in errors, errors
     assert len(list(tiny_workspace.glob("runs/killed/*"))) == 1, "the restarted ranks go on with the same run"
     killed = run_ranks(read_run, 2, config, True)
     undisturbed = run_ranks(read_run, 2, dataclasses.replace(config, name="undisturbed"), False)
