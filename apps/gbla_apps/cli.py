@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 
 from gbla_apps import command_line
 
@@ -24,7 +25,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
-        print(f"usage: gbla-rec COMMAND [options]   (gbla-rec COMMAND --help)\n\n{lines}")
+        print(f"usage: gbla-rec COMMAND [options]   (gbla-rec COMMAND --help, gbla-rec --version)\n\n{lines}")
+        return
+    if arguments[0] == "--version":
+        print(f"gbla-rec {version('gbla-rec')}")
         return
     if arguments[0] not in COMMANDS:
         print(f"error: COMMAND must be one of {', '.join(COMMANDS)}, got {arguments[0]!r}", file=sys.stderr)

@@ -18,7 +18,7 @@ def token_input(
     model_dim: int,
     *,
     feature_dim: int = 0,
-    backend: Backend = Backend.REFERENCE,
+    backend: Backend,
 ) -> "HistoryInput | CodeInput":
     """The input layer that ``config.tokens`` asks for.
 

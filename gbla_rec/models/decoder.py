@@ -34,7 +34,7 @@ class SemanticIdDecoder(nn.Module):
     Each target is decoded independently against its row's memory: targets of one row never see each other.
     """
 
-    def __init__(self, model_dim: int, widths: tuple[int, ...], config: DecoderConfig, *, backend: Backend = Backend.REFERENCE) -> None:
+    def __init__(self, model_dim: int, widths: tuple[int, ...], config: DecoderConfig, *, backend: Backend) -> None:
         """Make the layers.
 
         Args:

@@ -23,7 +23,7 @@ class HistoryInput(nn.Module):
         model_dim: int,
         *,
         feature_dim: int = 0,
-        backend: Backend = Backend.REFERENCE,
+        backend: Backend,
     ) -> None:
         """Make the parts.
 

@@ -202,7 +202,7 @@ class GenerativeRetriever(nn.Module):
         item_codes: Tensor,
         widths: tuple[int, ...],
         *,
-        backend: Backend = Backend.REFERENCE,
+        backend: Backend,
         item_features: Tensor | None = None,
     ) -> None:
         """Join the parts.

@@ -1,6 +1,7 @@
 """How a command ends: a rank among others at once, whatever threads it has."""
 
 import importlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -51,3 +52,11 @@ def test_torchrun_leaves_every_option_to_the_app(app: str, capsys: pytest.Captur
     assert "--recipe" in options
     for option in options:
         assert parse_args(["-m", f"gbla_apps.{app}", option, "x"]).training_script_args == [option, "x"]
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from gbla_apps import cli
+
+    monkeypatch.setattr(sys, "argv", ["gbla-rec", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == f"gbla-rec {importlib.metadata.version('gbla-rec')}\n"

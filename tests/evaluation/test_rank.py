@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gbla_kernels import Backend
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, EvaluationConfig, ModelConfig
 from gbla_rec.data.batch import Collator, feature_names
 from gbla_rec.data.histories import HistoryBatch
@@ -34,7 +35,7 @@ def searched(exclude_history: bool, num_results: int = NUM_ITEMS, only: Score | 
     tables = item_tables(EMBEDDING, {}, torch.device("cpu"))
     initialize_tables(tables, 0)
     codes = torch.stack([torch.arange(NUM_ITEMS) // 6, torch.arange(NUM_ITEMS) // 2 % 3, torch.arange(NUM_ITEMS) % 2], dim=1)
-    model = GenerativeRetriever(tables, MODEL, feature_names(EMBEDDING), codes, WIDTHS).eval()
+    model = GenerativeRetriever(tables, MODEL, feature_names(EMBEDDING), codes, WIDTHS, backend=Backend.REFERENCE).eval()
     read = [row[-3:] for row in SEEN]
     histories = HistoryBatch.of_lengths(
         np.concatenate(read),

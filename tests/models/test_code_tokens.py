@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gbla_kernels import JaggedLayout
+from gbla_kernels import Backend, JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, Tokens
 from gbla_rec.data.batch import Batch, Collator, feature_names, looked_up_features
@@ -32,7 +32,7 @@ def retriever_of(embedding: EmbeddingConfig = EMBEDDING, pattern: str = "SSGW") 
     tables = item_tables(embedding, {"kind": 2}, torch.device("cpu"))
     initialize_tables(tables, 0)
     codes = torch.stack([torch.randint(0, width, (NUM_ITEMS,)) for width in WIDTHS], dim=1)
-    return GenerativeRetriever(tables, config, feature_names(embedding), codes, WIDTHS).eval()
+    return GenerativeRetriever(tables, config, feature_names(embedding), codes, WIDTHS, backend=Backend.REFERENCE).eval()
 
 
 def collate(

@@ -168,7 +168,7 @@ def test_loaded_and_moved_weights_are_those_that_decode() -> None:
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
-    loaded = SemanticIdDecoder(16, WIDTHS, source.config).to("meta").to_empty(device="cpu").double()
+    loaded = SemanticIdDecoder(16, WIDTHS, source.config, backend=Backend.REFERENCE).to("meta").to_empty(device="cpu").double()
     loaded.load_state_dict(source.state_dict())
     encoded, layout = torch.randn(sum(MEMORY_LENGTHS), 16, dtype=torch.float64), JaggedLayout.from_lengths(MEMORY_LENGTHS)
     expected, found, zeros = (

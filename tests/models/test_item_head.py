@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gbla_kernels import Backend
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ItemHeadConfig, ModelConfig, StreamConfig
 from gbla_rec.data.batch import Batch, Collator, feature_names
@@ -41,7 +42,9 @@ def retriever(config: ModelConfig) -> GenerativeRetriever:
     initialize_tables(tables, 0)
     codes = torch.stack([torch.randint(0, width, (NUM_ITEMS,)) for width in WIDTHS], dim=1)
     features = torch.nn.functional.normalize(torch.randn(NUM_ITEMS, 6), dim=1)
-    return GenerativeRetriever(tables, config, feature_names(config.embedding), codes, WIDTHS, item_features=features)
+    return GenerativeRetriever(
+        tables, config, feature_names(config.embedding), codes, WIDTHS, backend=Backend.REFERENCE, item_features=features
+    )
 
 
 def histories(rows: list[list[int]], targets: list[list[int]], position: StreamPosition | None = TRAINING) -> HistoryBatch:

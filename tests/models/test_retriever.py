@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 
+from gbla_kernels import Backend
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig, PrepareConfig, SplitConfig, StreamConfig
 from gbla_rec.data.batch import IDS_PER_RUN, Batch, Collator, feature_names
@@ -34,7 +35,7 @@ def retriever() -> GenerativeRetriever:
     tables = item_tables(EMBEDDING, {"kind": 2}, torch.device("cpu"))
     initialize_tables(tables, 0)
     codes = torch.stack([torch.randint(0, width, (NUM_ITEMS,)) for width in WIDTHS], dim=1)
-    return GenerativeRetriever(tables, CONFIG, feature_names(EMBEDDING), codes, WIDTHS)
+    return GenerativeRetriever(tables, CONFIG, feature_names(EMBEDDING), codes, WIDTHS, backend=Backend.REFERENCE)
 
 
 def histories(rows: list[list[int]], targets: list[list[int]]) -> HistoryBatch:

@@ -2,7 +2,7 @@
 
 import torch
 
-from gbla_kernels import JaggedLayout
+from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import DecoderConfig, EmbeddingConfig, EncoderConfig, ModelConfig
 from gbla_rec.models.losses import semantic_id_nll
 from gbla_rec.models.retriever import GenerativeRetriever
@@ -22,7 +22,7 @@ def test_enough_beams_equal_brute_force_over_the_catalogue() -> None:
     # a shared ID among them
     codes = ids[torch.randperm(len(ids))[:NUM_ITEMS]]
     codes[7] = codes[31]
-    retriever = GenerativeRetriever(torch.nn.Identity(), config, [], codes, WIDTHS).eval()
+    retriever = GenerativeRetriever(torch.nn.Identity(), config, [], codes, WIDTHS, backend=Backend.REFERENCE).eval()
     memory = retriever.history.decoder.remember(torch.randn(9, 16), JaggedLayout.from_lengths([4, 0, 5]))
     denied, denied_offsets = torch.tensor([3, 31, 31, 8]), torch.tensor([0, 3, 3, 4])
     result = generate_items(
