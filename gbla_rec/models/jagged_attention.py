@@ -61,8 +61,8 @@ def jagged_attention(
     is_same = query_layout is key_layout
     if window is not None and window < 0:
         raise ValueError(f"window must not be negative, got {window}")
-    if window is not None and not is_same and query_layout.row_lengths != key_layout.row_lengths:
-        raise ValueError("query_layout and key_layout must be equal where there is a window, got rows of different lengths")
+    if (window is not None or is_causal) and not is_same and query_layout.row_lengths != key_layout.row_lengths:
+        raise ValueError("query_layout and key_layout must be equal where there is a window or is_causal, got rows of different lengths")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[0] and key.shape[0]:
         is_plain = is_same and not is_causal and window is None
         if is_plain and _is_dense(query, query_layout):

@@ -60,6 +60,8 @@ def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: in
             f"layout must describe offsets and values, got {layout.num_rows} rows of {layout.num_tokens} tokens "
             f"for {offsets.numel() - 1} rows of {num_tokens} tokens"
         )
+    if layout is not None:
+        require_same_device(offsets=offsets, layout=layout.offsets)
     if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
         if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens or bool((offsets.diff() < 0).any()):
             raise ValueError(f"offsets must rise from 0 to the number of tokens {num_tokens}, got {offsets.tolist()[:16]}")

@@ -82,10 +82,12 @@ def test_windowed_attention_holds_no_full_score_matrix() -> None:
     assert max(sizes) < 4096 * 4096 / 40
 
 
-def test_windows_that_make_no_sense_are_refused() -> None:
+def test_windows_and_causal_masks_that_make_no_sense_are_refused() -> None:
     tensors, queries, keys = inputs_of([(2, 3)], torch.float32)
     with pytest.raises(ValueError, match="must be equal where there is a window"):
         jagged_attention(*tensors, queries, keys, window=4)
+    with pytest.raises(ValueError, match="must be equal where there is a window or is_causal"):
+        jagged_attention(*tensors, queries, keys, is_causal=True)
     with pytest.raises(ValueError, match="window must not be negative, got -1"):
         jagged_attention(*tensors, queries, keys, window=-1)
 

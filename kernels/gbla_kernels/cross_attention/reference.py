@@ -26,7 +26,9 @@ def jagged_cross_attention_reference(
     compute = torch.promote_types(value.dtype, torch.float32)
     queries = query.to(compute).split(query_layout.row_lengths)
     keys, values = key.to(compute).split(key_layout.row_lengths), value.to(compute).split(key_layout.row_lengths)
-    rows = [attend_row(q, k, v, scale) for q, k, v in zip(queries, keys, values, strict=True) if q.shape[0] > 0]
+    # autocast would round the products' inputs to half precision
+    with torch.autocast(value.device.type, enabled=False):
+        rows = [attend_row(q, k, v, scale) for q, k, v in zip(queries, keys, values, strict=True) if q.shape[0] > 0]
     # every input stays in the graph, so gradients are zero and not None
     nothing = (query[:0].sum() + key[:0].sum() + value[:0].sum()).to(compute)
     output = torch.cat(rows) if rows else query.new_zeros(0, query.shape[1], value.shape[2])

@@ -18,11 +18,12 @@ def normalized(u, c, eps, V, NORMALIZE: tl.constexpr, HAS_NORM: tl.constexpr):
     # a compiled graph passes Python floats as fp64
     eps = tl.cast(eps, tl.float32)
     if HAS_NORM:
-        mean_square = tl.sum(u * u, axis=1) / V
         if NORMALIZE:
             is_zero = c == 0
-            return tl.where(is_zero, 0.0, tl.rsqrt(tl.where(is_zero, 1.0, mean_square + eps * c * c)))
-        return tl.rsqrt(mean_square + eps)
+            inverse_c = tl.where(is_zero, 0.0, 1.0 / tl.where(is_zero, 1.0, c))
+            o = u * inverse_c[:, None]
+            return inverse_c * tl.rsqrt(tl.sum(o * o, axis=1) / V + eps)
+        return tl.rsqrt(tl.sum(u * u, axis=1) / V + eps)
     if NORMALIZE:
         is_zero = c == 0
         return tl.where(is_zero, 0.0, 1.0 / tl.where(is_zero, 1.0, c))

@@ -44,15 +44,16 @@ def output_gradient(
     weight_share = d_y * normed
     d_c = c * 0.0
     if HAS_NORM or NORMALIZE:
-        along = tl.sum(d_normed * u, axis=1)
+        # with the factor inside: its square and cube leave the range of fp32 where u is small
+        along = tl.sum(d_normed * normed, axis=1)
     if HAS_NORM:
-        cubed = factor * factor * factor * along
-        d_u = d_normed * factor[:, None] - u * (cubed / V)[:, None]
+        d_u = (d_normed - normed * (along / V)[:, None]) * factor[:, None]
         if NORMALIZE:
-            d_c = -cubed * tl.cast(eps, tl.float32) * c
+            scaled = factor * c
+            d_c = -(scaled * tl.cast(eps, tl.float32)) * (factor * along)
     elif NORMALIZE:
         d_u = d_normed * factor[:, None]
-        d_c = -factor * factor * along
+        d_c = -factor * along
     else:
         d_u = d_normed
     return d_u, d_c, weight_share

@@ -109,9 +109,11 @@ def gated_linear_attention_reference(
         # every input stays in the graph, so gradients are zero and not None
         inputs = (query, key, logits, gate, weight)
         return (value.to(compute) + sum(x.sum() for x in inputs if x is not None) * 0).to(value.dtype)
-    if direction == "causal" and value.is_cuda:
-        return mixed(queries, keys, values, logits, gate, weight, lengths, **settings).to(value.dtype)
-    gates: Sequence[Tensor | None] = [None] * len(lengths) if gate is None else gate.split(lengths)
-    rows = zip(*(tensor.split(lengths) for tensor in (queries, keys, values, logits)), gates, strict=True)
-    outputs = [mixed(q, k, v, logit, row_gate, weight, [len(q)], **settings) for q, k, v, logit, row_gate in rows if len(q)]
-    return torch.cat(outputs).to(value.dtype)
+    # autocast would round the products' inputs to half precision
+    with torch.autocast(value.device.type, enabled=False):
+        if direction == "causal" and value.is_cuda:
+            return mixed(queries, keys, values, logits, gate, weight, lengths, **settings).to(value.dtype)
+        gates: Sequence[Tensor | None] = [None] * len(lengths) if gate is None else gate.split(lengths)
+        rows = zip(*(tensor.split(lengths) for tensor in (queries, keys, values, logits)), gates, strict=True)
+        outputs = [mixed(q, k, v, logit, row_gate, weight, [len(q)], **settings) for q, k, v, logit, row_gate in rows if len(q)]
+        return torch.cat(outputs).to(value.dtype)

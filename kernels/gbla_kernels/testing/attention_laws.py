@@ -220,6 +220,19 @@ def feature_map_keeps_small_values(subject: Subject, lengths: Sequence[int], see
     assert_near_fp64(subject, {**inputs, "query": inputs["query"] - 17}, layout)
 
 
+def tiny_features_neither_overflow_nor_vanish(subject: Subject, lengths: Sequence[int], seed: int) -> None:
+    """Phi is as small as exp(-33): squares and cubes of u and of the denominator leave the range of fp32, the result does not."""
+    subject = replace(subject, variant=replace(subject.variant, feature_map="elu1"))
+    inputs, layout = subject.inputs([*lengths, BALLAST], seed)
+    query_shift, key_shift = ((30, 0), (30, 30), (20, 20))[seed % 3]
+    shifted = {**inputs, "query": inputs["query"].clamp(-3, 3) - query_shift, "key": inputs["key"].clamp(-3, 3) - key_shift}
+    exact = subject.exact(shifted, layout)
+    # exp(x) is exp2(x log2(e)) in hardware, whose argument is rounded in fp32: a relative error of |x| 2^-24
+    argument = (query_shift + key_shift) * 2.0**-24
+    budget = {name: bound + argument for name, bound in subject.budget(shifted, layout, exact).items()}
+    assert_within(subject.run(shifted, layout), exact, budget)
+
+
 def linear_in_value_without_the_norm(subject: Subject, lengths: Sequence[int], seed: int) -> None:
     """op(v + 2 w) = op(v) + 2 op(w); small integers, so that the sum is exact in every dtype."""
     inputs, layout = subject.inputs([*lengths, BALLAST], seed)
@@ -303,6 +316,7 @@ LAWS: tuple[Law, ...] = (
     gates_far_apart_neither_overflow_nor_vanish,
     zero_denominator_gives_zero_and_zero_gradients,
     feature_map_keeps_small_values,
+    tiny_features_neither_overflow_nor_vanish,
     linear_in_value_without_the_norm,
     scaling_value_by_c_and_eps_by_c_squared_changes_no_bit,
     strided_views_equal_contiguous_inputs,

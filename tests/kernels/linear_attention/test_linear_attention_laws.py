@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from gbla_kernels import Backend
+from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.linear_attention.autograd import FOLD_LIMIT
 from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
@@ -22,7 +23,7 @@ from gbla_kernels.testing.attention_laws import (
     same_call_gives_the_same_bits,
     strided_views_equal_contiguous_inputs,
 )
-from gbla_kernels.testing.attention_subject import Subject, Variant
+from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, results
 from gbla_kernels.testing.inputs import JaggedLengths
 
 REFERENCE = Subject(backend=Backend.REFERENCE, dtype=torch.float64)
@@ -119,3 +120,24 @@ def test_triton_packs_rows_as_they_are_alone(num_splits: int) -> None:
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(72, 24), (200, 16), (136, 200)])
 def test_triton_takes_any_width(key_dim: int, value_dim: int) -> None:
     output_and_gradients_equal_fp64(replace(TRITON, key_dim=key_dim, value_dim=value_dim), [65, 3], 0)
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_autocast_does_not_change_the_reference(direction: str) -> None:
+    subject = replace(REFERENCE, dtype=torch.float32, variant=Variant(direction=direction))
+    inputs, layout = subject.inputs([3, 0, 40], 5)
+    op = subject.op(layout)
+
+    def op_under_autocast(**tensors: Tensor | None) -> Tensor:
+        # forward alone, as in training: autograd runs backward in the dtypes of forward
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return op(**tensors)
+
+    assert_same_bits(results(op_under_autocast, inputs), results(op, inputs))
+
+
+def test_a_layout_on_another_device_is_refused() -> None:
+    inputs, layout = REFERENCE.inputs([3, 4], 0)
+    elsewhere = JaggedLayout.from_lengths([3, 4]).to("meta")
+    with pytest.raises(ValueError, match=r"on one device, got .*'offsets': 'cpu', 'layout': 'meta'"):
+        gated_linear_attention(**inputs, offsets=layout.offsets, layout=elsewhere, backend=Backend.REFERENCE)
