@@ -117,8 +117,12 @@ class SemanticIdDecoder(nn.Module):
         for layer, before in zip(self._layers, earlier, strict=True):
             x, kept = layer.step(x, before, beam_layout, memory)
             key_values.append(kept.unflatten(0, (num_rows, num_beams)))
-        logits: Tensor = self.heads[level](self.final_norm(x))
-        return F.log_softmax(logits.float(), dim=-1).unflatten(0, (num_rows, num_beams)), BeamCache(tuple(key_values))
+        # logits rounded to bf16 would tie codes that differ, and ties go by code
+        with torch.autocast(x.device.type, enabled=False):
+            head = self.heads[level]
+            assert isinstance(head, nn.Linear)
+            logits = F.linear(self.final_norm(x).float(), head.weight.float())
+        return F.log_softmax(logits, dim=-1).unflatten(0, (num_rows, num_beams)), BeamCache(tuple(key_values))
 
     def _embed(self, codes: Tensor) -> Tensor:
         """``(S, l)`` codes to ``(S, l + 1, D)`` inputs: the start vector, then one token per code."""

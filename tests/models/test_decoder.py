@@ -55,6 +55,18 @@ def test_step_by_step_log_probs_equal_teacher_forcing(num_layers: int) -> None:
         assert relative_error(found.flatten(0, 1), expected) < 1e-6, level
 
 
+def test_log_probs_are_not_rounded_to_bf16_under_autocast() -> None:
+    # of 256 codes, bf16 logits would tie some, and the beam's border would go by code
+    torch.manual_seed(0)
+    decoder = SemanticIdDecoder(16, (256, 4), DecoderConfig(num_heads=2), backend=Backend.REFERENCE)
+    layout = JaggedLayout.from_lengths([1])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        memory = decoder.remember(torch.randn(5, 16), JaggedLayout.from_lengths([5]))
+        first = torch.zeros(1, 1, 0, dtype=torch.int64)
+        found, _ = decoder.next_log_probs(first, torch.zeros(1, 1, dtype=torch.int64), None, layout, memory)
+    assert found.dtype == torch.float32 and len(found.unique()) == 256
+
+
 def test_a_cache_of_another_level_is_refused() -> None:
     decoder = decoder_of(2)
     memory, layout, parents = remember(decoder), JaggedLayout.from_lengths([1, 1, 1]), torch.zeros(3, 1, dtype=torch.int64)
