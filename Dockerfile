@@ -19,7 +19,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
 WORKDIR /opt/gbla-rec
 # dependencies alone: this layer has gigabytes and changes with the pins only
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN pip install -c constraints.txt '.[metrics]'
+RUN pip install -c constraints.txt '.[metrics,text,report,benchmarks,cudnn]'
 COPY gbla_rec gbla_rec
 COPY kernels kernels
 COPY apps apps

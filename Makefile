@@ -10,6 +10,7 @@ TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+comma := ,
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 SHIM := packaging/fbgemm-gpu-cpu-shim
 STAMP := .venv/installed-$(DEVICE)
@@ -30,7 +31,7 @@ endif
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python >= 3.11 is needed, .venv has %s: remove .venv, then make install PYTHON=python3.11" % sys.version.split()[0])'
 	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP_INSTALL) $(if $(filter cpu,$(DEVICE)),./$(SHIM)) -e '.[dev]'
+	$(PIP_INSTALL) $(if $(filter cpu,$(DEVICE)),./$(SHIM)) -e '.[dev$(if $(filter cuda,$(DEVICE)),$(comma)cudnn)]'
 	rm -f .venv/installed-*
 	touch $@
 

@@ -1,4 +1,4 @@
-"""Makes the datasets of table ``long_range``: ``python -m benchmarks.quality.long_range --distance 100 1000 10000``.
+"""Makes the datasets of table ``long_range``: ``python -m benchmarks.quality.long_range long_range_100 long_range_1000``.
 
 Writes each event log into the workspace, then runs ``gbla_apps.prepare`` and ``gbla_apps.tokenize`` on it; a dataset that exists is
 left alone.

@@ -47,7 +47,14 @@ def library_checks() -> list[Finding]:
         # one after the other: a GPU in exclusive mode admits one process
         gpus = gpu.visible_gpus()
         on_gpu = [packages.fbgemm_operators("cuda")] if gpus.devices else []
-        on_gpu += [gpu.cuda(gpus, gpu.listed_gpus()), gpu.nccl(gpus), gpu.architecture(gpus), gpu.bf16(gpus), gpu.gpu_memory(gpus)]
+        on_gpu += [
+            gpu.cuda(gpus, gpu.listed_gpus()),
+            gpu.nccl(gpus),
+            gpu.architecture(gpus),
+            gpu.ragged_attention(gpus),
+            gpu.bf16(gpus),
+            gpu.gpu_memory(gpus),
+        ]
         on_any = [future.result() for future in running]
     return [torch, *on_any, *on_gpu, gpu.compiler(gpus), gpu.triton_cache(gpus)]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gbla_rec.doctor.finding import Finding, ok, problem, warning
+from gbla_rec.doctor.packages import installed
 from gbla_rec.doctor.probe import ProbeError, probe
 from gbla_rec.doctor.storage import GIB, try_directory, write_cure
 
@@ -15,6 +16,8 @@ BF16_CAPABILITY = (8, 0)
 """Training computes in bf16, for which jagged softmax attention has kernels from here on."""
 MEASURED_CAPABILITY = (9, 0)
 """Hopper: the kernels' launch parameters were measured there, and cuDNN's fused attention is used from here on."""
+CUDNN_FRONTEND = "nvidia-cudnn-frontend"
+"""The distribution of the extra ``cudnn``."""
 MEASURED_SHARED_MEMORY_BYTES = 232_448
 """What a program may use on Hopper."""
 MIN_FREE_BYTES = 8 * GIB
@@ -111,6 +114,18 @@ def architecture(gpus: Gpus) -> Finding:
         notes.append("there is less shared memory than on Hopper: Triton may refuse wide heads")
     cure = "measure: python benchmarks/gbla_layer.py; where a kernel is refused: --model.kernels reference, or narrower heads"
     return warning(check, f"{found}; {'; '.join(notes)}", cure)
+
+
+def ragged_attention(gpus: Gpus) -> Finding:
+    """Whether softmax attention has its fast kernel for rows of unlike lengths."""
+    check = "softmax attention"
+    if not any(gpu.capability >= MEASURED_CAPABILITY for gpu in gpus.devices):
+        return ok(check, "no device from Hopper on")
+    version = installed(CUDNN_FRONTEND)
+    if version is None:
+        found = f"{CUDNN_FRONTEND} is not installed: rows of unlike lengths run torch's varlen_attn, not cuDNN's faster kernel"
+        return warning(check, found, "install it: pip install 'gbla-rec[cudnn]'")
+    return ok(check, f"{CUDNN_FRONTEND} {version}")
 
 
 def bf16(gpus: Gpus) -> Finding:

@@ -279,6 +279,15 @@ def test_other_architectures_are_told_what_differs() -> None:
     assert_problem(gpu.bf16(turing), "needs compute capability 8.0", "CUDA_VISIBLE_DEVICES=")
 
 
+def test_slow_attention_over_unlike_rows_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.ragged_attention(gpus()).status is Status.OK
+    monkeypatch.setattr(gpu, "installed", lambda name: None)
+    finding = gpu.ragged_attention(gpus(HOPPER))
+    assert finding.status is Status.WARNING and "varlen_attn" in finding.found and "gbla-rec[cudnn]" in str(finding.cure)
+    monkeypatch.setattr(gpu, "installed", lambda name: "1.22.1")
+    assert gpu.ragged_attention(gpus(HOPPER)).status is Status.OK
+
+
 def test_the_capabilities_are_those_of_the_models() -> None:
     assert gpu.BF16_CAPABILITY == jagged_attention.FLASH_CAPABILITY
     assert gpu.MEASURED_CAPABILITY == cudnn_attention.MIN_CAPABILITY
