@@ -266,7 +266,8 @@ def _spmd(
 
 
 def _app_args(args: tuple[str, ...]) -> List[str]:
-    return list(args[1:] if args[:1] == ("--",) else args)
+    # TorchX fills in macros (${app_id}) and takes $$ for $
+    return [arg.replace("$", "$$") for arg in (args[1:] if args[:1] == ("--",) else args)]
 
 
 def _environment(resource: specs.Resource, num_processes: int) -> Dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchx import specs
 from torchx.runner import get_runner
 from torchx.specs.file_linter import validate
 
@@ -44,6 +45,14 @@ def test_one_node_runs_torchrun_on_the_app_and_passes_the_arguments(component):
     assert (option(command, "--nnodes"), option(command, "--nproc-per-node")) == ("1", "2")
     assert (option(command, "--rdzv-backend"), option(command, "--rdzv-endpoint")) == ("c10d", "localhost:0")
     assert command[-6:] == ["-m", f"gbla_apps.{component}", "--recipe", "movielens_small", "--name", "a b'c"]
+
+
+@pytest.mark.parametrize("component", ["train", "tokenize"])
+def test_dollars_of_an_argument_reach_the_app(component):
+    given = ["a$$b", "${app_id}", "$HOME"]
+    macros = specs.macros.Values(img_root="root", app_id="app", replica_id="0", rank0_env="RANK0")
+    role = macros.apply(role_of(component, "--", *given))
+    assert (shlex.split(role.args[1]) if component == "train" else role.args)[-3:] == given
 
 
 def test_several_nodes_meet_on_the_first_one():
