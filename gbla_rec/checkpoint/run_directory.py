@@ -256,7 +256,19 @@ def read_progress(path: Path) -> Progress:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either complete or absent."""
+    """Write a file so that it is either complete or absent, after a power cut too."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.rename(path)
+
+
+def flush_names(directory: Path) -> None:
+    """Force to disk which files a directory has: before older checkpoints are deleted, the newest one must be there to stay."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -21,6 +21,7 @@ from gbla_rec.checkpoint.run_directory import (
     checkpoint_path,
     file_digest,
     file_sizes,
+    flush_names,
     write_progress,
 )
 
@@ -61,6 +62,7 @@ def write_checkpoint(run_dir: Path, state: dict[str, Any], progress: Progress, g
 
     def publish() -> None:
         write_progress(temporary, replace(progress, file_sizes=file_sizes(temporary), file_digests=digests))
+        flush_names(temporary)
         if final.exists():
             # moved, then deleted: what is deleted half way must not look complete
             final.rename(outdated)
@@ -70,6 +72,7 @@ def write_checkpoint(run_dir: Path, state: dict[str, Any], progress: Progress, g
             if outdated.exists():
                 outdated.rename(final)
             raise
+        flush_names(final.parent)
         shutil.rmtree(outdated, ignore_errors=True)
 
     on_first_rank(prepare, group)

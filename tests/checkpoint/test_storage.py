@@ -1,6 +1,7 @@
 """Checkpoints: bit-exact on another number of ranks, never half-written, pruned."""
 
 import dataclasses
+import os
 import resource
 import shutil
 import signal
@@ -70,6 +71,39 @@ def test_weights_are_bit_exact_on_any_ranks(run_ranks: Any, tiny_run: Any) -> No
 
     progress = checkpoints(Path(run_dir))[-1].progress
     assert progress.file_digests.keys() == progress.file_sizes.keys() and len(progress.file_sizes) >= 3
+
+
+def train_and_note_flushes(rank: int, world_size: int, config: RunConfig) -> list[str]:
+    """Names of what is forced to disk, and of the checkpoints that are deleted, in order."""
+    from gbla_rec.checkpoint import run_directory
+    from gbla_rec.training import trainer
+
+    notes = []
+    flush, remove = os.fsync, shutil.rmtree
+
+    def note_flush(descriptor: int) -> None:
+        notes.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        flush(descriptor)
+
+    def note_removal(path: Path, *arguments: Any, **options: Any) -> None:
+        if Path(path).exists():
+            notes.append(f"delete {Path(path).name}")
+        remove(path, *arguments, **options)
+
+    os.fsync, run_directory.shutil.rmtree = note_flush, note_removal  # type: ignore[assignment]
+    trainer.train(config, device=CPU)
+    return notes
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_a_checkpoint_is_on_disk_before_an_older_one_is_deleted(run_ranks: Any, tiny_run: Any) -> None:
+    training = dataclasses.replace(tiny_run().training, num_steps=3, save_every=1, validate_every=3, keep_last=1, keep_best=1)
+    (notes,) = run_ranks(train_and_note_flushes, 1, tiny_run(training=training))
+    newest = notes[: next(index for index, note in enumerate(notes) if note.startswith("delete"))]
+    last = {name: index for index, name in enumerate(newest)}
+    progress = max(index for name, index in last.items() if "progress.json" in name)
+    directory = max(index for name, index in last.items() if name.startswith("flush .tmp-") and "progress.json" not in name)
+    assert progress < directory < last["flush checkpoints"] and len([name for name in newest if name == "flush checkpoints"]) == 2
 
 
 def train_while_the_disk_fills(rank: int, world_size: int, config: RunConfig) -> str:

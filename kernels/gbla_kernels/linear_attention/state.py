@@ -253,7 +253,7 @@ def combine_states_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """State of one split row, head and key slice; grid ``(G * H, NK)``. A slot without splits gets zeros."""
+    """State of one split row, head and key block; grid ``(G * H, blocks of BK keys)``. A slot without splits gets zeros."""
     i_partial = tl.program_id(0)
     i_key = tl.program_id(1) * BK
     i_head = i_partial % H

@@ -88,7 +88,7 @@ def combine_gradients_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """Gradients dS and dn of one split row, head and key slice; grid ``(G * H, NK)``."""
+    """Gradients dS and dn of one split row, head and key block; grid ``(G * H, blocks of BK keys)``."""
     i_row = tl.program_id(0)
     i_key = tl.program_id(1) * BK
     first = tl.load(slot_offsets + i_row // H).to(tl.int32)
