@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -152,7 +153,7 @@ def readable_checkpoints(run_dir: Path) -> list[Checkpoint]:
 
 
 def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
-    """The ``count`` checkpoints of lowest validation NLL, best first; unvalidated ones come last, newest first.
+    """The ``count`` checkpoints of lowest validation NLL, best first; unvalidated ones and those of NaN come last, newest first.
 
     Raises:
         FileNotFoundError: if the run has no checkpoint.
@@ -164,11 +165,13 @@ def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
             raise ValueError(f"no checkpoint of {run_dir} has its {PROGRESS}: they are damaged; restore the file, or remove the run")
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet; let it train for longer, or resume it")
 
-    def order(checkpoint: Checkpoint) -> tuple[float, int]:
-        nll = checkpoint.progress.validation_nll
-        return (float("inf") if nll is None else nll, -checkpoint.progress.step)
+    return sorted(found, key=lambda checkpoint: (_rank_nll(checkpoint), -checkpoint.progress.step))[:count]
 
-    return sorted(found, key=order)[:count]
+
+def _rank_nll(checkpoint: Checkpoint) -> float:
+    """The validation NLL to sort by: infinite where there is none, or a NaN, which compares with nothing."""
+    nll = checkpoint.progress.validation_nll
+    return math.inf if nll is None or math.isnan(nll) else nll
 
 
 def shortlisted_checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -195,7 +198,7 @@ def prune_checkpoints(run_dir: Path, keep_last: int, keep_best: int) -> None:
     """
     found = [checkpoint for checkpoint in readable_checkpoints(run_dir) if size_damage(checkpoint) is None]
     validated = [checkpoint for checkpoint in found if checkpoint.progress.validation_nll is not None]
-    validated.sort(key=lambda checkpoint: (checkpoint.progress.validation_nll, checkpoint.progress.step))
+    validated.sort(key=lambda checkpoint: (_rank_nll(checkpoint), checkpoint.progress.step))
     kept = {checkpoint.path for checkpoint in found[-keep_last:] + validated[:keep_best]}
     for path in [checkpoint.path for checkpoint in found if checkpoint.path not in kept]:
         doomed = path.with_name(TEMPORARY_PREFIX + path.name)

@@ -1,6 +1,7 @@
 """Checkpoints: bit-exact on another number of ranks, never half-written, pruned."""
 
 import dataclasses
+import math
 import os
 import resource
 import shutil
@@ -205,6 +206,14 @@ def test_progress_survives_and_the_best_come_first(tmp_path: Path) -> None:
     assert [found.progress.step for found in best_checkpoints(tmp_path, 3)] == [200, 400, 100]
     prune_checkpoints(tmp_path, keep_last=1, keep_best=1)
     assert [found.progress.step for found in checkpoints(tmp_path)] == [200, 400]
+
+
+def test_a_validation_of_nan_is_worse_than_any_number(tmp_path: Path) -> None:
+    for step, nll in ((100, 3.0), (200, 1.0), (300, math.nan), (400, 2.0), (500, 4.0), (600, math.nan)):
+        make(tmp_path, step, nll)
+    assert [found.progress.step for found in best_checkpoints(tmp_path, 6)] == [200, 400, 100, 500, 600, 300]
+    prune_checkpoints(tmp_path, keep_last=1, keep_best=3)
+    assert [found.progress.step for found in checkpoints(tmp_path)] == [100, 200, 400, 600]
 
 
 def test_half_written_checkpoints_are_not_seen_and_are_swept(tmp_path: Path) -> None:
