@@ -1,6 +1,7 @@
 """The training loop: global batches in a world-size-free order, TorchRec's pipeline, validation, checkpoints."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -105,7 +106,8 @@ class Trainer:
         training = self.config.training
         log = RunLog(self.run_dir, num_steps=training.num_steps, first_step=self.step, enabled=dist.get_rank() == 0)
         saver = self.background_saver or nullcontext()
-        with log, saver, StopRequest() as stop_request, self.prefetcher, self.profiler, self.garbage:
+        # the request outlives the saver: SIGTERM must not cut off the last checkpoint
+        with StopRequest() as stop_request, log, saver, self.prefetcher, self.profiler, self.garbage:
             kernels = self.config.model.kernels_on(self.parts.device.type)
             for note in self.notes:
                 log.message(note)
@@ -207,6 +209,13 @@ class Trainer:
         if float(totals[1]) == 0:
             raise ValueError(f"dataset {self.config.dataset!r} has no validation targets; prepare it with another split")
         mean = float(totals[0] / totals[1])
+        if not math.isfinite(mean):
+            # on all ranks alike: the totals are of all
+            raise FloatingPointError(
+                f"the validation NLL after step {self.step} is {mean}: the weights have diverged, and were not saved; give "
+                f"--resume-step one of the checkpoints of {self.run_dir} (steps {workspace.checkpoint_steps(self.run_dir) or 'none'}), "
+                "or start a new run with a lower --optimizer.learning-rate"
+            )
         log.validation(self.step, nll=mean, num_targets=int(totals[1]))
         return mean
 

@@ -179,6 +179,14 @@ def test_a_diverged_run_stops_before_it_saves(tiny_workspace: Path, run_forked: 
     assert "no run called 'wild' with a checkpoint" in run_forked("evaluate", "--recipe", "wild", status=2)
 
 
+@pytest.mark.slow
+def test_weights_that_validate_to_nan_are_not_saved(tiny_workspace: Path, run_forked: Callable[..., str]) -> None:
+    often = ["--training.validate-every", "1", "--training.save-every", "1"]
+    stopped = run_forked("train", *TINY, *often, "--name", "nan", "--optimizer.learning-rate", "1e30", status=2)
+    assert "the validation NLL after step 1 is nan" in " ".join(stopped.split()) and "(steps none)" in " ".join(stopped.split())
+    assert not list(tiny_workspace.glob("runs/nan/*/checkpoints/step_*"))
+
+
 def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gbla-rec", "--help"])
     cli.main()
