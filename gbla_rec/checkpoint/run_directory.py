@@ -63,15 +63,14 @@ class Checkpoint:
     progress: Progress
 
 
-def create_run(run_dir: Path, config: RunConfig, dataset_hash: str, semantic_ids_hash: str | None = None) -> None:
-    """Make the run directory with its resolved config and the versions of code, data and semantic IDs (None: not recorded).
+def create_run(run_dir: Path, config: RunConfig, dataset_hash: str) -> None:
+    """Make the run directory with its resolved config and the versions of code and data.
 
     Raises:
         FileExistsError: if it exists.
     """
     (run_dir / CHECKPOINTS).mkdir(parents=True)
-    versions = {**code_version(), "dataset_hash": dataset_hash, "semantic_ids_hash": semantic_ids_hash}
-    (run_dir / "version.json").write_text(json.dumps(versions, indent=2) + "\n")
+    (run_dir / "version.json").write_text(json.dumps({**code_version(), "dataset_hash": dataset_hash}, indent=2) + "\n")
     # last: a directory with a config.json is a run
     write_text(run_dir / "config.json", to_json(config))
 
@@ -82,27 +81,12 @@ def read_dataset_hash(run_dir: Path) -> str | None:
     Raises:
         ValueError: if its ``version.json`` is damaged; the message names it.
     """
-    return _read_hash(run_dir, "dataset_hash")
-
-
-def require_same_semantic_ids(run_dir: Path, semantic_ids_hash: str) -> None:
-    """Raise ValueError if a run was trained on other semantic IDs or item features; a run that does not record its own passes."""
-    trained_on = _read_hash(run_dir, "semantic_ids_hash")
-    if trained_on is not None and trained_on != semantic_ids_hash:
-        raise ValueError(
-            f"{run_dir} was trained on semantic IDs with hash {trained_on}, those of its dataset now have {semantic_ids_hash}: they were "
-            "made anew, and the run's codes mean other items; restore the earlier directory semantic_ids/<dataset> of the workspace, or "
-            "train a new run"
-        )
-
-
-def _read_hash(run_dir: Path, name: str) -> str | None:
     path = run_dir / "version.json"
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove the run, or restore the file") from error
-    return found.get(name) if isinstance(found, dict) else None
+    return found.get("dataset_hash") if isinstance(found, dict) else None
 
 
 def read_config(run_dir: Path) -> RunConfig:

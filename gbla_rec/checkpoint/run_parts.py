@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.item_queries import QueryMaker
 from gbla_rec.models.autocast import autocast
 from gbla_rec.models.retriever import GenerativeRetriever
-from gbla_rec.semantic_ids.features import FEATURES_FILE, load_item_features
+from gbla_rec.semantic_ids.features import load_item_features
 from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
 
 ITEMS_AT_ONCE = 1 << 16
@@ -40,8 +40,6 @@ class RunParts:
     collator: Collator
     model: DistributedModelParallel
     device: torch.device
-    semantic_ids_hash: str
-    """Of the codes, and of the item features where the model reads them."""
 
     @classmethod
     def open(cls, config: RunConfig, device: torch.device) -> "RunParts":
@@ -60,8 +58,7 @@ class RunParts:
             num_items=dataset.manifest.num_items,
             dataset_hash=dataset.manifest.content_hash,
         )
-        manifest = read_manifest(ids_dir)
-        _require_settings(manifest["config"], ids_dir, config)
+        _require_settings(ids_dir, config)
         embedding = config.model.embedding
         model = sharded_retriever(
             config.model,
@@ -85,9 +82,7 @@ class RunParts:
             world_size=dist.get_world_size(),
             query_maker=query_maker,
         )
-        features_hash = manifest["files"].get(FEATURES_FILE) if embedding.item_features else None
-        ids_hash = semantic_ids.content_hash + (f"+{features_hash}" if features_hash else "")
-        return cls(config, dataset, semantic_ids, collator, model, device, ids_hash)
+        return cls(config, dataset, semantic_ids, collator, model, device)
 
     @property
     def retriever(self) -> GenerativeRetriever:
@@ -153,8 +148,9 @@ def _require_kernels(config: RunConfig, device: torch.device) -> None:
         )
 
 
-def _require_settings(made_with: dict[str, Any] | None, ids_dir: Path, config: RunConfig) -> None:
+def _require_settings(ids_dir: Path, config: RunConfig) -> None:
     """The saved config of a run must say how its semantic IDs were made; IDs without settings (made elsewhere) pass."""
+    made_with = read_manifest(ids_dir)["config"]
     wanted = json.loads(to_json(config.semantic_ids))
     if made_with is not None:
         # a setting younger than the IDs: they were made as its default says

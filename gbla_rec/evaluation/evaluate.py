@@ -14,7 +14,6 @@ from gbla_rec.checkpoint.run_directory import (
     Checkpoint,
     code_version,
     read_config,
-    require_same_semantic_ids,
     shortlisted_checkpoints,
     write_text,
 )
@@ -78,7 +77,6 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
     config = read_config(run_dir)
     config = config if settings is None else replace(config, evaluation=settings)
     parts = RunParts.open(config, device)
-    require_same_semantic_ids(run_dir, parts.semantic_ids_hash)
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
     rankings = rank_searches(parts, trie, "test", _searches(config))

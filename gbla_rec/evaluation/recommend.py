@@ -11,16 +11,7 @@ import polars as pl
 import torch
 
 from gbla_rec.checkpoint.process_group import on_first_rank
-from gbla_rec.checkpoint.run_directory import (
-    CHECKPOINTS,
-    PROGRESS,
-    RESULTS,
-    Checkpoint,
-    best_checkpoints,
-    checkpoints,
-    read_config,
-    require_same_semantic_ids,
-)
+from gbla_rec.checkpoint.run_directory import CHECKPOINTS, PROGRESS, RESULTS, Checkpoint, best_checkpoints, checkpoints, read_config
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.storage import load_checkpoint
 from gbla_rec.data.histories import HistoryBatch
@@ -72,7 +63,6 @@ class Recommender:
     def open(cls, run_dir: Path, device: torch.device, score: Score | None = None) -> "Recommender":
         """Load the checkpoint that evaluation chose; before evaluation, or with a warning if it is gone, that of lowest validation NLL."""
         parts = RunParts.open(read_config(run_dir), device)
-        require_same_semantic_ids(run_dir, parts.semantic_ids_hash)
         load_checkpoint(on_first_rank(lambda: _chosen_checkpoint(run_dir)), parts.model, None)
         return cls(parts, score)
 

@@ -24,7 +24,6 @@ from gbla_rec.checkpoint.run_directory import (
     read_config,
     read_dataset_hash,
     readable_checkpoints,
-    require_same_semantic_ids,
     write_text,
 )
 from gbla_rec.checkpoint.run_parts import RunParts
@@ -285,28 +284,24 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
             "longer histories, or with another --split"
         )
     # one choice for all ranks: a run or a checkpoint may appear between the looks of two
-    hashes = parts.dataset.manifest.content_hash, parts.semantic_ids_hash
-    run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, *hashes))
+    run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
     trainer = Trainer(parts, run_dir, resume_step, notes)
     on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
     return trainer.run()
 
 
-def _open_run(
-    config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str, semantic_ids_hash: str
-) -> tuple[Path, list[str]]:
+def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> tuple[Path, list[str]]:
     """The directory to train in, and what a person should know of its choice."""
     notes = []
     if resume or resume_step is not None:
         run_dir = _resumable(config, dataset_hash, is_going_back=resume_step is not None)
         if run_dir is not None:
-            require_same_semantic_ids(run_dir, semantic_ids_hash)
             return run_dir, []
         if resume_step is not None:
             raise FileNotFoundError(f"--resume-step needs a run called {config.name!r} with a checkpoint, and there is none")
         notes = [f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts"]
     run_dir = workspace.new_run_dir(config.name)
-    create_run(run_dir, config, dataset_hash, semantic_ids_hash)
+    create_run(run_dir, config, dataset_hash)
     return run_dir, notes
 
 

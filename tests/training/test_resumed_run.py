@@ -17,7 +17,6 @@ from gbla_rec.training.trainer import _open_run
 
 CPU = torch.device("cpu")
 DATA = "hash of the data"
-IDS = "the hash of the semantic IDs"
 
 
 def resume_again_and_again(rank: int, world_size: int, config: RunConfig, own_workspace: Path) -> dict[str, Any]:
@@ -66,16 +65,16 @@ class Runs:
     def add(self, *steps: int, data: str = DATA, **changes: Any) -> Path:
         """A run with checkpoints of these steps."""
         run_dir = workspace.new_run_dir(self.config.name)
-        create_run(run_dir, dataclasses.replace(self.config, **changes), data, IDS)
+        create_run(run_dir, dataclasses.replace(self.config, **changes), data)
         for step in steps:
             checkpoint_path(run_dir, step).mkdir()
             progress = Progress(step=step, position=StreamPosition(), sequence_hash="", world_size=1)
             write_progress(checkpoint_path(run_dir, step), progress)
         return run_dir
 
-    def resumed(self, *, step: int | None = None, ids: str = IDS, **changes: Any) -> Path:
+    def resumed(self, *, step: int | None = None, **changes: Any) -> Path:
         """What a resumed run with these changes goes on in."""
-        return _open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA, ids)[0]
+        return _open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA)[0]
 
 
 @pytest.fixture
