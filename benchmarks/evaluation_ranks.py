@@ -90,7 +90,7 @@ def launch(run_dir: Path, ranks: int) -> dict[str, Any]:
 def rank_program(run_dir: Path, path: Path) -> None:
     """One rank: load, rank all test users, and on the first rank write what was found."""
     with process_group() as device:
-        parts = RunParts.open(read_config(run_dir), device)
+        parts = RunParts.open(read_config(run_dir), device, run_dir)
         trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
         load_checkpoint(best_checkpoints(run_dir, 1)[0], parts.model, None)
         dist.barrier()

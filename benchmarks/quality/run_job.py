@@ -12,9 +12,11 @@ from benchmarks.quality.scheduler import Stage
 from benchmarks.quality.tables import CONFIGURATIONS, Configuration, Table
 from gbla_apps.run_config_options import parse_run_config
 from gbla_rec import workspace
-from gbla_rec.checkpoint.run_directory import RESULTS, read_dataset_hash, readable_checkpoints
+from gbla_rec.checkpoint.run_directory import RESULTS, read_dataset_hash, read_semantic_ids_hash, readable_checkpoints
 from gbla_rec.config import RunConfig, differing_fields, from_json
 from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
+from gbla_rec.semantic_ids.table import read_manifest
 
 TRAIN, EVALUATE = "train", "evaluate"
 LEAST_TRAINING_SECONDS = 60.0
@@ -34,6 +36,7 @@ class RunJob:
         config: the resolved config of the run.
         options: of ``gbla_apps.train``.
         dataset_hash: content hash of the prepared dataset.
+        semantic_ids: the semantic IDs as the model reads them.
         evaluation_seconds: time that an evaluation needs.
         beam_sweep: numbers of beams that the evaluation must have beside the configured one.
     """
@@ -42,6 +45,7 @@ class RunJob:
     config: RunConfig
     options: tuple[str, ...]
     dataset_hash: str
+    semantic_ids: SemanticIdsIdentity
     evaluation_seconds: Callable[[], float] = lambda: LEAST_EVALUATION_SECONDS
     beam_sweep: tuple[int, ...] = ()
 
@@ -84,7 +88,9 @@ class RunJob:
             return f"its config cannot be read ({error})"
         if differing:
             return f"another {', '.join(differing)}"
-        return None if read_dataset_hash(run_dir) == self.dataset_hash else "another version of the dataset"
+        if read_dataset_hash(run_dir) != self.dataset_hash:
+            return "another version of the dataset"
+        return None if self.semantic_ids.covers(read_semantic_ids_hash(run_dir)) else "other semantic IDs"
 
     def next_stage(self) -> Stage | None:
         """Train anew, train on, evaluate, or nothing."""
@@ -154,6 +160,8 @@ def table_jobs(
     if unknown:
         raise ValueError(f"--only must name configurations of the table, {', '.join(table.configurations)}; got {', '.join(unknown)}")
     dataset_hash = open_dataset_hash(dataset)
+    ids_dir = workspace.semantic_ids_dir(dataset)
+    ids_manifest = read_manifest(ids_dir)
     chosen = recipe or table.recipe or dataset
     jobs: list[RunJob] = []
 
@@ -167,12 +175,14 @@ def table_jobs(
             configuration = CONFIGURATIONS[name]
             named = ("--recipe", chosen, "--name", run_name(dataset, name, seed), "--dataset", dataset, "--seed", str(seed))
             options = (*named, *table.dataset_options(dataset), *configuration.options, *extra)
+            config = _resolved(configuration, options)
             jobs.append(
                 RunJob(
                     configuration=configuration,
-                    config=_resolved(configuration, options),
+                    config=config,
                     options=options,
                     dataset_hash=dataset_hash,
+                    semantic_ids=SemanticIdsIdentity.of(ids_dir, ids_manifest, with_features=config.model.embedding.item_features),
                     evaluation_seconds=evaluation_seconds,
                     beam_sweep=table.beam_sweep,
                 )

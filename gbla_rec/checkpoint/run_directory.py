@@ -63,14 +63,21 @@ class Checkpoint:
     progress: Progress
 
 
-def create_run(run_dir: Path, config: RunConfig, dataset_hash: str) -> None:
+def create_run(run_dir: Path, config: RunConfig, dataset_hash: str, semantic_ids_hash: str) -> None:
     """Make the run directory with its resolved config and the versions of code and data.
+
+    Args:
+        run_dir: to make.
+        config: of the run.
+        dataset_hash: content hash of the prepared dataset.
+        semantic_ids_hash: ``SemanticIdsIdentity.content`` of the semantic IDs.
 
     Raises:
         FileExistsError: if it exists.
     """
     (run_dir / CHECKPOINTS).mkdir(parents=True)
-    (run_dir / "version.json").write_text(json.dumps({**code_version(), "dataset_hash": dataset_hash}, indent=2) + "\n")
+    data = {"dataset_hash": dataset_hash, "semantic_ids_hash": semantic_ids_hash}
+    (run_dir / "version.json").write_text(json.dumps(code_version() | data, indent=2) + "\n")
     # last: a directory with a config.json is a run
     write_text(run_dir / "config.json", to_json(config))
 
@@ -81,12 +88,27 @@ def read_dataset_hash(run_dir: Path) -> str | None:
     Raises:
         ValueError: if its ``version.json`` is damaged; the message names it.
     """
+    return _read_version(run_dir, "dataset_hash")
+
+
+def read_semantic_ids_hash(run_dir: Path) -> str | None:
+    """``SemanticIdsIdentity.content`` of the semantic IDs that a run was trained on; None if the run does not say.
+
+    Raises:
+        ValueError: if its ``version.json`` is damaged; the message names it.
+    """
+    return _read_version(run_dir, "semantic_ids_hash")
+
+
+def _read_version(run_dir: Path, name: str) -> str | None:
     path = run_dir / "version.json"
     try:
         found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove the run, or restore the file") from error
-    return found.get("dataset_hash") if isinstance(found, dict) else None
+    return found.get(name) if isinstance(found, dict) else None
 
 
 def read_config(run_dir: Path) -> RunConfig:

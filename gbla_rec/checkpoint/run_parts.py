@@ -1,11 +1,11 @@
 """Opens what a run is made of - dataset, semantic IDs, sharded model - for training, evaluation and recommendation."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_rec import workspace
+from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids
 from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
 from gbla_rec.config import RunConfig, SemanticIdConfig, multiply_adds, to_json
 from gbla_rec.data.batch import Batch, Collator
@@ -24,6 +25,7 @@ from gbla_rec.data.item_queries import QueryMaker
 from gbla_rec.models.autocast import autocast
 from gbla_rec.models.retriever import GenerativeRetriever
 from gbla_rec.semantic_ids.features import load_item_features
+from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
 
 ITEMS_AT_ONCE = 1 << 16
@@ -40,15 +42,22 @@ class RunParts:
     collator: Collator
     model: DistributedModelParallel
     device: torch.device
+    identity: SemanticIdsIdentity
 
     @classmethod
-    def open(cls, config: RunConfig, device: torch.device) -> "RunParts":
+    def open(cls, config: RunConfig, device: torch.device, run_dir: Path | None = None) -> "RunParts":
         """Open dataset and semantic IDs from the workspace and build the sharded model on the current process group.
+
+        Args:
+            config: of the run.
+            device: of this rank.
+            run_dir: of a trained run, whose semantic IDs they must be; None before there is one.
 
         Raises:
             FileNotFoundError: if the dataset is not prepared or not tokenized; the message names the command.
-            ValueError: if the semantic IDs belong to another version of the dataset, or were made with other settings, if the
-                device lacks the kernels that the config chooses, or if a rank has no memory for its part of the model.
+            ValueError: if the semantic IDs belong to another version of the dataset, were made with other settings, or are not those of
+                ``run_dir``, if the device lacks the kernels that the config chooses, or if a rank has no memory for its part of the
+                model.
         """
         _require_kernels(config, device)
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
@@ -58,8 +67,12 @@ class RunParts:
             num_items=dataset.manifest.num_items,
             dataset_hash=dataset.manifest.content_hash,
         )
-        _require_settings(ids_dir, config)
+        manifest = read_manifest(ids_dir)
+        _require_settings(ids_dir, manifest, config)
         embedding = config.model.embedding
+        identity = SemanticIdsIdentity.of(ids_dir, manifest, with_features=embedding.item_features)
+        if run_dir is not None:
+            require_semantic_ids(run_dir, identity)
         model = sharded_retriever(
             config.model,
             config.optimizer,
@@ -82,7 +95,7 @@ class RunParts:
             world_size=dist.get_world_size(),
             query_maker=query_maker,
         )
-        return cls(config, dataset, semantic_ids, collator, model, device)
+        return cls(config, dataset, semantic_ids, collator, model, device, identity)
 
     @property
     def retriever(self) -> GenerativeRetriever:
@@ -148,9 +161,9 @@ def _require_kernels(config: RunConfig, device: torch.device) -> None:
         )
 
 
-def _require_settings(ids_dir: Path, config: RunConfig) -> None:
+def _require_settings(ids_dir: Path, manifest: Mapping[str, Any], config: RunConfig) -> None:
     """The saved config of a run must say how its semantic IDs were made; IDs without settings (made elsewhere) pass."""
-    made_with = read_manifest(ids_dir)["config"]
+    made_with = manifest["config"]
     wanted = json.loads(to_json(config.semantic_ids))
     if made_with is not None:
         # a setting younger than the IDs: they were made as its default says

@@ -76,7 +76,7 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
     """
     config = read_config(run_dir)
     config = config if settings is None else replace(config, evaluation=settings)
-    parts = RunParts.open(config, device)
+    parts = RunParts.open(config, device, run_dir)
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
     rankings = rank_searches(parts, trie, "test", _searches(config))

@@ -62,7 +62,7 @@ class Recommender:
     @classmethod
     def open(cls, run_dir: Path, device: torch.device, score: Score | None = None) -> "Recommender":
         """Load the checkpoint that evaluation chose; before evaluation, or with a warning if it is gone, that of lowest validation NLL."""
-        parts = RunParts.open(read_config(run_dir), device)
+        parts = RunParts.open(read_config(run_dir), device, run_dir)
         load_checkpoint(on_first_rank(lambda: _chosen_checkpoint(run_dir)), parts.model, None)
         return cls(parts, score)
 

@@ -12,6 +12,7 @@ A directory of semantic IDs::
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,17 @@ class SemanticIdTable:
         with new_directory(directory) as temporary:
             self.write_files(temporary, dataset_hash=dataset_hash, config=config)
 
-    def write_files(self, directory: Path, *, dataset_hash: str | None, config: dict[str, Any] | None) -> None:
-        """Write ``table.parquet``, then ``semantic_ids.json`` with the hashes of all files that ``directory`` holds by now."""
+    def write_files(
+        self, directory: Path, *, dataset_hash: str | None, config: dict[str, Any] | None, lineage: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write ``table.parquet``, then ``semantic_ids.json`` with the hashes of all files that ``directory`` holds by now.
+
+        Args:
+            directory: to write into.
+            dataset_hash: content hash of the dataset.
+            config: the settings of the semantic IDs.
+            lineage: further entries of the manifest, about the published IDs that these extend.
+        """
         self.to_frame().write_parquet(directory / TABLE_FILE)
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -94,6 +104,7 @@ class SemanticIdTable:
             "content_hash": self.content_hash,
             "dataset_hash": dataset_hash,
             "config": config,
+            **(lineage or {}),
             "files": {path.name: file_hash(path) for path in sorted(directory.iterdir()) if not path.name.startswith(".")},
         }
         (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.new_directory import new_directory
 from gbla_rec.semantic_ids.embeddings import fit_embedder, load_embedder, save_embedder
 from gbla_rec.semantic_ids.features import save_item_features
+from gbla_rec.semantic_ids.identity import EXTENDS, generation
 from gbla_rec.semantic_ids.quantizer import ResidualQuantizer, dedup_slots, default_codebook_width
 from gbla_rec.semantic_ids.report import quality_report, write_report
 from gbla_rec.semantic_ids.table import SemanticIdTable, read_manifest
@@ -73,7 +74,8 @@ def append_items(directory: Path, dataset: PreparedDataset, output: Path, *, emb
         ValueError: if a published item is missing in ``dataset``, or the embedder refuses.
     """
     published = SemanticIdTable.load(directory)
-    settings = read_manifest(directory)["config"]
+    manifest = read_manifest(directory)
+    settings = manifest["config"]
     if settings is None:
         raise ValueError(f"{directory} holds a bare table without codebooks; items can only be appended to what `tokenize` wrote")
     rows = _published_rows(published, dataset, directory)
@@ -91,7 +93,8 @@ def append_items(directory: Path, dataset: PreparedDataset, output: Path, *, emb
         codes[is_new] = np.column_stack([new_prefixes, slots])
         save_embedder(embedder, temporary)
         quantizer.save(temporary)
-        return _write(temporary, dataset, codes, published.widths, settings, embeddings, quantizer)
+        lineage = {EXTENDS: [generation(manifest), *manifest.get(EXTENDS, [])]}
+        return _write(temporary, dataset, codes, published.widths, settings, embeddings, quantizer, lineage)
 
 
 def _published_rows(published: SemanticIdTable, dataset: PreparedDataset, directory: Path) -> NDArray[np.int64]:
@@ -119,6 +122,7 @@ def _write(
     settings: dict[str, Any],
     embeddings: NDArray[np.float32],
     quantizer: ResidualQuantizer,
+    lineage: dict[str, Any] | None = None,
 ) -> SemanticIdTable:
     items = dataset.items()
     table = SemanticIdTable(torch.from_numpy(codes), widths, items["item_id"])
@@ -133,5 +137,5 @@ def _write(
     )
     write_report(report, directory)
     save_item_features(embeddings, directory)
-    table.write_files(directory, dataset_hash=dataset.manifest.content_hash, config=settings)
+    table.write_files(directory, dataset_hash=dataset.manifest.content_hash, config=settings, lineage=lineage)
     return table

@@ -23,10 +23,12 @@ from gbla_rec.checkpoint.run_directory import (
     prune_checkpoints,
     read_config,
     read_dataset_hash,
+    read_semantic_ids_hash,
     readable_checkpoints,
     write_text,
 )
 from gbla_rec.checkpoint.run_parts import RunParts
+from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids
 from gbla_rec.checkpoint.sharding import describe_plan
 from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
 from gbla_rec.config import RunConfig, TrainingConfig, differing_fields, with_sample_costs
@@ -34,6 +36,7 @@ from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
+from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.training.bad_batch import stop_at
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.garbage_collection import ScheduledCollection
@@ -273,8 +276,8 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
         The run's directory.
 
     Raises:
-        ValueError: if the run to resume has another config (the message names the fields), if its checkpoint is damaged, or if there
-            is no checkpoint of ``resume_step``.
+        ValueError: if the run to resume has another config (the message names the fields) or other semantic IDs, if its checkpoint is
+            damaged, or if there is no checkpoint of ``resume_step``.
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
@@ -284,28 +287,31 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
             "longer histories, or with another --split"
         )
     # one choice for all ranks: a run or a checkpoint may appear between the looks of two
-    run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash))
+    run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash, parts.identity))
     trainer = Trainer(parts, run_dir, resume_step, notes)
     on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
     return trainer.run()
 
 
-def _open_run(config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str) -> tuple[Path, list[str]]:
+def _open_run(
+    config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str, semantic_ids: SemanticIdsIdentity
+) -> tuple[Path, list[str]]:
     """The directory to train in, and what a person should know of its choice."""
     notes = []
     if resume or resume_step is not None:
-        run_dir = _resumable(config, dataset_hash, is_going_back=resume_step is not None)
+        run_dir = _resumable(config, dataset_hash, semantic_ids, is_going_back=resume_step is not None)
         if run_dir is not None:
+            require_semantic_ids(run_dir, semantic_ids)
             return run_dir, []
         if resume_step is not None:
             raise FileNotFoundError(f"--resume-step needs a run called {config.name!r} with a checkpoint, and there is none")
         notes = [f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts"]
     run_dir = workspace.new_run_dir(config.name)
-    create_run(run_dir, config, dataset_hash)
+    create_run(run_dir, config, dataset_hash, semantic_ids.content)
     return run_dir, notes
 
 
-def _resumable(config: RunConfig, dataset_hash: str, *, is_going_back: bool) -> Path | None:
+def _resumable(config: RunConfig, dataset_hash: str, semantic_ids: SemanticIdsIdentity, *, is_going_back: bool) -> Path | None:
     """The newest run with this config; if it died before its first save, the newest one like it that is unfinished or to be gone back in.
 
     Raises:
@@ -321,7 +327,8 @@ def _resumable(config: RunConfig, dataset_hash: str, *, is_going_back: bool) -> 
     if not alike or workspace.checkpoint_steps(alike[0]):
         return next(iter(alike), None)
     saved = (run_dir for run_dir in alike if workspace.checkpoint_steps(run_dir) and read_dataset_hash(run_dir) == dataset_hash)
-    return next((run_dir for run_dir in saved if is_going_back or not _is_finished(run_dir, config)), None)
+    same_ids = (run_dir for run_dir in saved if semantic_ids.covers(read_semantic_ids_hash(run_dir)))
+    return next((run_dir for run_dir in same_ids if is_going_back or not _is_finished(run_dir, config)), None)
 
 
 def _has_config(run_dir: Path, config: RunConfig) -> bool:

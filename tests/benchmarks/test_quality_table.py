@@ -88,7 +88,7 @@ def test_what_a_run_directory_holds_decides_what_comes_next(tiny_workspace, tiny
     assert stage.name == "train" and "--resume" not in stage.command and stage.saves_on_sigterm
 
     run_dir = tiny_workspace / "runs" / job.name / "20260101T000000_000000Z"
-    create_run(run_dir, job.config, job.dataset_hash)
+    create_run(run_dir, job.config, job.dataset_hash, job.semantic_ids.content)
     # it saved nothing: --resume would take an older run
     assert "--resume" not in job.next_stage().command
     for step, name in ((2, "train"), (4, "evaluate")):
@@ -112,11 +112,13 @@ def test_a_run_of_another_config_or_dataset_is_trained_anew_and_said_to_be(tiny_
 
     (job,) = jobs_of(tiny_table, only=["sgg"])
     run_dir = tiny_workspace / "runs" / job.name / "20260101T000000_000000Z"
-    create_run(run_dir, job.config, job.dataset_hash)
+    create_run(run_dir, job.config, job.dataset_hash, job.semantic_ids.content)
     (run_dir / "results.json").write_text("{}")
     (changed,) = jobs_of(tiny_table, only=["sgg"], extra=("--training.num-steps", "5"))
     renewed = dataclasses.replace(job, dataset_hash="other")
-    for other, reason in ((changed, "another training.num_steps"), (renewed, "another version of the dataset")):
+    tokenized = dataclasses.replace(job, semantic_ids=dataclasses.replace(job.semantic_ids, content="other"))
+    reasons = ("another training.num_steps", "another version of the dataset", "other semantic IDs")
+    for other, reason in zip((changed, renewed, tokenized), reasons, strict=True):
         assert other.results is None and "--resume" not in other.next_stage().command
         describe_start([other])
         printed = capsys.readouterr().out

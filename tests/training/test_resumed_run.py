@@ -10,13 +10,22 @@ import pytest
 import torch
 
 from gbla_rec import workspace
-from gbla_rec.checkpoint.run_directory import Progress, checkpoint_path, create_run, read_dataset_hash, write_progress
+from gbla_rec.checkpoint.run_directory import (
+    Progress,
+    checkpoint_path,
+    create_run,
+    read_dataset_hash,
+    read_semantic_ids_hash,
+    write_progress,
+)
 from gbla_rec.config import RunConfig, TrainingConfig
 from gbla_rec.data.histories import StreamPosition
+from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.training.trainer import _open_run
 
 CPU = torch.device("cpu")
 DATA = "hash of the data"
+IDS = SemanticIdsIdentity(Path("ids"), "hash of the codes")
 
 
 def resume_again_and_again(rank: int, world_size: int, config: RunConfig, own_workspace: Path) -> dict[str, Any]:
@@ -32,7 +41,7 @@ def resume_again_and_again(rank: int, world_size: int, config: RunConfig, own_wo
     dist.barrier()
     if rank == 0:
         shutil.rmtree(last)
-        create_run(workspace.new_run_dir(config.name), config, read_dataset_hash(first))
+        create_run(workspace.new_run_dir(config.name), config, read_dataset_hash(first), read_semantic_ids_hash(first))
     again = train(config, device=CPU, resume=True)
     dist.barrier()
     if rank == 0:
@@ -62,10 +71,10 @@ class Runs:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    def add(self, *steps: int, data: str = DATA, **changes: Any) -> Path:
+    def add(self, *steps: int, data: str = DATA, ids: str = IDS.content, **changes: Any) -> Path:
         """A run with checkpoints of these steps."""
         run_dir = workspace.new_run_dir(self.config.name)
-        create_run(run_dir, dataclasses.replace(self.config, **changes), data)
+        create_run(run_dir, dataclasses.replace(self.config, **changes), data, ids)
         for step in steps:
             checkpoint_path(run_dir, step).mkdir()
             progress = Progress(step=step, position=StreamPosition(), sequence_hash="", world_size=1)
@@ -74,7 +83,7 @@ class Runs:
 
     def resumed(self, *, step: int | None = None, **changes: Any) -> Path:
         """What a resumed run with these changes goes on in."""
-        return _open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA)[0]
+        return _open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA, IDS)[0]
 
 
 @pytest.fixture
@@ -92,7 +101,7 @@ def test_the_newest_run_goes_on_finished_or_not(runs: Runs) -> None:
 def test_a_run_that_died_early_gives_way_to_an_unfinished_one_like_it_alone(runs: Runs) -> None:
     wanted = runs.add(2)
     finished = runs.add(2, runs.config.training.num_steps)
-    others = [runs.add(2, data="other"), runs.add(2, seed=1)]
+    others = [runs.add(2, data="other"), runs.add(2, ids="other"), runs.add(2, seed=1)]
     (runs.add() / "checkpoints" / "step_00000002.bak").mkdir()
     assert runs.resumed() == wanted and runs.resumed(step=2) == finished
     shutil.rmtree(wanted)
