@@ -21,6 +21,6 @@ def require_semantic_ids(run_dir: Path, identity: SemanticIdsIdentity) -> None:
         raise ValueError(
             f"the semantic IDs in {identity.directory} must be those that {run_dir} was trained on, which have semantic_ids_hash "
             f"{wanted[:SHOWN]}.. (version.json), got {identity.content[:SHOWN]}..: they were made anew. Restore {identity.directory} "
-            "from a copy (or remove it and make the same IDs again with: gbla-rec tokenize), or train a new run on the present ones, without "
-            "--resume"
+            "from a copy (or remove it and make the same IDs again with: gbla-rec tokenize), or train a new run on the present "
+            "ones, without --resume"
         )
