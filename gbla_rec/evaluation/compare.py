@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means, resampled_seed_weights
 from gbla_rec.evaluation.per_user import History, values_of
 from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
+from gbla_rec.evaluation.searched_beams import searched_beams
 
 BOOTSTRAP_SEED = 0
 METHOD = (
@@ -150,7 +151,7 @@ def _description(group: RunGroup, values: MethodValues) -> dict[str, Any]:
             "run": str(run.run_dir),
             "seed": run.seed,
             "checkpoint": run.results["checkpoint"],
-            "num_beams": run.results["protocol"]["num_beams"],
+            "num_beams": searched_beams(run.results, values.method),
             "commit": run.results["versions"]["commit"],
         }
         for run in group.runs

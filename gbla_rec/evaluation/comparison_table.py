@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from gbla_rec.evaluation.searched_beams import beams_cell
 from gbla_rec.evaluation.table import SLICE_TITLES, markdown_table, preferred_metrics
 
 CAPTION = "± is the standard deviation over seeds; intervals of the difference are 95 %"
@@ -48,7 +49,7 @@ def _metrics_markdown(comparison: Mapping[str, Any]) -> str:
 
 def _runs_markdown(comparison: Mapping[str, Any]) -> str:
     rows = [
-        [comparison[side]["name"], str(run["seed"]), str(run["num_beams"]), run["checkpoint"], str(run["commit"]), run["run"]]
+        [comparison[side]["name"], str(run["seed"]), beams_cell(run["num_beams"]), run["checkpoint"], str(run["commit"]), run["run"]]
         for side in ("first", "second")
         for run in comparison[side]["runs"]
     ]

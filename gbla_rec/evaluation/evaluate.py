@@ -25,7 +25,7 @@ from gbla_rec.data.stream import iterate_train_items
 from gbla_rec.evaluation.columns import EvaluatedUsers, column_results, history_name, sweep_results
 from gbla_rec.evaluation.metrics import recall_at_k
 from gbla_rec.evaluation.per_user import History, write_per_user
-from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_by_main_score, rank_searches, rank_with_baseline
+from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_by_main_score, rank_searches, rank_with_baseline, scores_of
 from gbla_rec.evaluation.summaries import UserValues
 from gbla_rec.evaluation.table import results_markdown
 from gbla_rec.models.baselines import ItemKNN, MostPopular
@@ -118,7 +118,7 @@ def _results(run_dir: Path, config: RunConfig, dataset: PreparedDataset, ranking
     columns = [{"history": history, **column_results(values, users, settings.bootstrap_samples)} for history, values in per_user.items()]
     return {
         "dataset": {"name": config.dataset, "content_hash": dataset.manifest.content_hash},
-        "protocol": _protocol(dataset, ranked, settings),
+        "protocol": _protocol(dataset, ranked, config),
         "scores": names,
         "methods": columns[0]["methods"],
         "slices": columns[0]["slices"],
@@ -132,7 +132,8 @@ def _results(run_dir: Path, config: RunConfig, dataset: PreparedDataset, ranking
     }
 
 
-def _protocol(dataset: PreparedDataset, ranked: RankedUsers, settings: EvaluationConfig) -> dict[str, Any]:
+def _protocol(dataset: PreparedDataset, ranked: RankedUsers, config: RunConfig) -> dict[str, Any]:
+    settings = config.evaluation
     return {
         "split": "test",
         "users": len(ranked.user_rows),
@@ -140,9 +141,18 @@ def _protocol(dataset: PreparedDataset, ranked: RankedUsers, settings: Evaluatio
         "candidates": dataset.manifest.num_items,
         "history": history_name(settings.exclude_history),
         "exclude_history": settings.exclude_history,
-        "num_beams": settings.num_beams,
+        **beam_settings(config),
         "interval": "95 % percentile bootstrap over users",
     }
+
+
+def beam_settings(config: RunConfig) -> dict[str, int | float]:
+    """Beams of the main search; for a model with the joint score also those of its candidates, and the weight of their log-probability."""
+    settings = config.evaluation
+    found: dict[str, int | float] = {"num_beams": settings.num_beams}
+    if "joint" in scores_of(config.model):
+        found |= {"joint_beams": max(settings.joint_beams, settings.num_beams), "beam_weight": settings.beam_weight}
+    return found
 
 
 def _per_user_values(

@@ -12,6 +12,7 @@ from gbla_rec.evaluation.report_data import NUM_SAMPLES, DatasetRuns, group_runs
 from gbla_rec.evaluation.report_page import Block, Figure, Heading, Page, Paragraph, TextTable
 from gbla_rec.evaluation.report_plots import Estimate, interval_plot, pattern_bars, require_matplotlib, slice_plot, training_plot
 from gbla_rec.evaluation.run_group import RunGroup
+from gbla_rec.evaluation.searched_beams import beams_cell, searched_beams
 from gbla_rec.evaluation.table import SLICE_TITLES, preferred_metrics, sweep_rows
 
 MethodEstimates = Mapping[str, Mapping[str, Estimate]]
@@ -137,7 +138,7 @@ def _run_blocks(runs: DatasetRuns) -> Iterator[Block]:
             group.name,
             str(run.seed),
             _pattern(group),
-            str(run.results["protocol"]["num_beams"]),
+            beams_cell(searched_beams(run.results)),
             run.results["checkpoint"],
             str(run.results["versions"]["commit"]),
             str(run.run_dir),

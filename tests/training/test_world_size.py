@@ -139,6 +139,7 @@ def test_item_level_scores_see_one_curve_too_and_the_run_is_evaluated_by_every_s
     assert list(few) == list(configured) == ["tiny (generative)"]
     assert configured["tiny (generative)"]["Recall@5"]["mean"] == results["methods"]["tiny (generative)"]["Recall@5"]["mean"]
     assert list(results["scores"]) == ["joint", "generative", "item"]
+    assert results["protocol"]["joint_beams"] == config.evaluation.joint_beams and results["protocol"]["beam_weight"] == 1
     assert list(results["methods"])[:3] == list(results["scores"].values())
     main, item = run_ranks(recommended_items, 1, first["run_dir"])[0]
     assert main["ranked_by"] == "joint" and item["ranked_by"] == "item"
