@@ -4,6 +4,7 @@ import dataclasses
 import os
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,35 @@ def test_sigterm_waits_for_what_is_pending(run_ranks: Any, tiny_run: Any) -> Non
     config = named(tiny_run(), "stopped", num_steps=9, save_every=2, validate_every=9)
     assert run_ranks(stop_while_a_save_is_pending, 1, config) == [143]
     assert [found.progress.step for found in checkpoints(workspace.latest_run_dir("stopped"))] == [2, 3]
+
+
+def get_sigterm_while_the_last_save_is_awaited(rank: int, world_size: int, config: RunConfig) -> str:
+    from gbla_rec.checkpoint import background_save
+    from gbla_rec.training import trainer
+
+    leave, write = background_save.BackgroundSaver.__exit__, background_save.write_checkpoint
+    is_left = threading.Event()
+
+    def write_after_the_signal(*arguments: Any) -> Path:
+        if arguments[2].step == config.training.num_steps:
+            assert is_left.wait(30)
+        return write(*arguments)
+
+    def get_sigterm_and_leave(self: Any, *arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        is_left.set()
+        leave(self, *arguments)
+
+    background_save.write_checkpoint = write_after_the_signal
+    background_save.BackgroundSaver.__exit__ = get_sigterm_and_leave  # type: ignore[method-assign]
+    return str(trainer.train(config, device=CPU))
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_sigterm_while_the_last_save_is_awaited_loses_nothing(run_ranks: Any, tiny_run: Any) -> None:
+    config = named(tiny_run(), "finished", num_steps=3, save_every=9, validate_every=9)
+    (run_dir,) = run_ranks(get_sigterm_while_the_last_save_is_awaited, 1, config)
+    assert [found.progress.step for found in checkpoints(Path(run_dir))] == [3]
 
 
 def interrupt_while_a_save_is_pending(rank: int, world_size: int, config: RunConfig) -> list[int]:
