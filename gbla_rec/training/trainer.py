@@ -214,10 +214,11 @@ class Trainer:
         mean = float(totals[0] / totals[1])
         if not math.isfinite(mean):
             # on all ranks alike: the totals are of all
+            saved = workspace.checkpoint_steps(self.run_dir)
+            earlier = f"go back with --resume-step, {self.run_dir} has checkpoints of steps {saved}, or " if saved else ""
             raise FloatingPointError(
-                f"the validation NLL after step {self.step} is {mean}: the weights have diverged, and were not saved; give "
-                f"--resume-step one of the checkpoints of {self.run_dir} (steps {workspace.checkpoint_steps(self.run_dir) or 'none'}), "
-                "or start a new run with a lower --optimizer.learning-rate"
+                f"the validation NLL after step {self.step} is {mean}: the weights have diverged, and were not saved; {earlier}"
+                "start a new run with a lower --optimizer.learning-rate"
             )
         log.validation(self.step, nll=mean, num_targets=int(totals[1]))
         return mean
