@@ -17,12 +17,28 @@ Launcher = Callable[[Any, tuple[Any, ...]], Callable[..., Any]]
 
 def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., Any]:
     """Launch directly: the least overhead; not visible to the compiler."""
-    return kernel[grid]  # type: ignore[no-any-return]
+    return on_device_of_first(kernel[grid])
 
 
 def traced_launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., Any]:
     """Launch inside a registered op, so that torch.compile, torch.export and AOTInductor see the kernel."""
-    return kernel[grid] if INTERPRETED else wrap_triton(kernel)[grid]  # type: ignore[no-any-return]
+    return on_device_of_first(kernel[grid] if INTERPRETED else wrap_triton(kernel)[grid])
+
+
+def on_device_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, with the device of its first argument, a tensor, as the current one: Triton launches on the current device and stream.
+
+    A compiler, whose tensors are none, sees to the device itself.
+    """
+
+    def run_there(first: Tensor, *arguments: Any, **keywords: Any) -> None:
+        if INTERPRETED or not _is_plain(first) or first.get_device() == torch.cuda.current_device():
+            run(first, *arguments, **keywords)
+        else:
+            with torch.cuda.device(first.device):
+                run(first, *arguments, **keywords)
+
+    return run_there
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -37,7 +53,12 @@ def is_traced(*tensors: Tensor | None) -> bool:
     """True if the call must go through the registered op: under a compiler, an exporter, or fake and functional tensors."""
     if torch.compiler.is_compiling():
         return True
-    return any(x is not None and type(x) not in (Tensor, torch.nn.Parameter) for x in tensors) or torch._C._len_torch_dispatch_stack() > 0
+    return any(x is not None and not _is_plain(x) for x in tensors) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_plain(x: Tensor) -> bool:
+    """False for fake and functional tensors and other subclasses."""
+    return type(x) in (Tensor, torch.nn.Parameter)
 
 
 def require_triton_device(op: str, tensor: Tensor) -> None:

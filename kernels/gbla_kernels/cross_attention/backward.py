@@ -122,7 +122,7 @@ def gradient_kernel(
     block of keys, and dq is added up in its partial buffer, which stays in the L2 cache.
     """
     i_program = tl.program_id(0)
-    i_head = i_program % H
+    i_head = (i_program % H).to(tl.int64)
     i_split = (i_program // H).to(tl.int64)
     i_slot = tl.load(splits + 3 * i_split)
     first_split = tl.load(slot_offsets + i_slot)
@@ -242,7 +242,7 @@ def combine_gradients_kernel(
     """Sum dq of a tile of queries and one head over the parts of their row, in order; grid ``(G * H * num_tiles,)``."""
     i_program = tl.program_id(0)
     first_query = i_program % num_tiles * BT
-    i_head = i_program // num_tiles % H
+    i_head = (i_program // num_tiles % H).to(tl.int64)
     i_slot = i_program // num_tiles // H
     first_split = tl.load(slot_offsets + i_slot)
     num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)

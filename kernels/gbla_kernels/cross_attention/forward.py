@@ -97,7 +97,7 @@ def attention_kernel(
     """
     i_program = tl.program_id(0)
     first_query = i_program % num_tiles * BM
-    i_head = i_program // num_tiles % H
+    i_head = (i_program // num_tiles % H).to(tl.int64)
     i_split = (i_program // num_tiles // H).to(tl.int64)
     i_slot = tl.load(splits + 3 * i_split)
     first_split = tl.load(slot_offsets + i_slot)
@@ -185,7 +185,7 @@ def combine_outputs_kernel(
     """Outputs of a tile of queries and one head from the parts of their row, added in order; grid ``(G * H * num_tiles,)``."""
     i_program = tl.program_id(0)
     first_query = i_program % num_tiles * BT
-    i_head = i_program // num_tiles % H
+    i_head = (i_program // num_tiles % H).to(tl.int64)
     i_slot = i_program // num_tiles // H
     first_split = tl.load(slot_offsets + i_slot)
     num_splits = (tl.load(slot_offsets + i_slot + 1) - first_split).to(tl.int32)

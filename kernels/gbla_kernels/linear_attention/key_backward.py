@@ -141,7 +141,7 @@ def key_backward_kernel(
     """Key side of a piece of one split and head; grid ``(Z * H * pieces,)``. If ``fold``, the splits' shares of dS are added here."""
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
-    i_head = i_partial % H
+    i_head = (i_partial % H).to(tl.int64)
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
     i_slot = tl.load(p_split).to(tl.int32)

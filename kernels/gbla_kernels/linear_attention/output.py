@@ -143,7 +143,7 @@ def output_kernel(
     """
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
-    i_head = i_partial % H
+    i_head = (i_partial % H).to(tl.int64)
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
     i_slot = tl.load(p_split).to(tl.int32)

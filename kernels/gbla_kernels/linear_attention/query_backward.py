@@ -240,7 +240,7 @@ def query_backward_kernel(
     i_program = tl.program_id(0)
     i_slice = i_program % NK
     i_partial = i_program // NK
-    i_head = i_partial % H
+    i_head = (i_partial % H).to(tl.int64)
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
     i_slot = tl.load(p_split).to(tl.int32)

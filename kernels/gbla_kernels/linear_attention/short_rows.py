@@ -53,7 +53,7 @@ def row_kernel(
 ):
     """One row of ``T > LONGER_THAN`` tokens and head, its state never in memory; others are left to other launches; grid ``(S * H,)``."""
     i_program = tl.program_id(0)
-    i_head = i_program % H
+    i_head = (i_program % H).to(tl.int64)
     start = tl.load(short_rows + 2 * (i_program // H))
     num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
     num_tokens = tl.where(num_tokens > LONGER_THAN, num_tokens, 0)
@@ -168,7 +168,7 @@ def row_backward_kernel(
     Its share of d norm_weight is written per row, and zeros for an empty row.
     """
     i_program = tl.program_id(0)
-    i_head = i_program % H
+    i_head = (i_program % H).to(tl.int64)
     start = tl.load(short_rows + 2 * (i_program // H))
     num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
     is_own = (num_tokens > LONGER_THAN) | (num_tokens == 0)

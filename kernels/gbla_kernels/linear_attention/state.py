@@ -212,7 +212,7 @@ def state_kernel(
     i_program = tl.program_id(0)
     i_key = i_program % NK * BK
     i_partial = i_program // NK
-    i_head = i_partial % H
+    i_head = (i_partial % H).to(tl.int64)
     p_split = splits + 3 * (i_partial // H)
     start = tl.load(p_split + 1)
     num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
@@ -256,7 +256,7 @@ def combine_states_kernel(
     """State of one split row, head and key block; grid ``(G * H, blocks of BK keys)``. A slot without splits gets zeros."""
     i_partial = tl.program_id(0)
     i_key = tl.program_id(1) * BK
-    i_head = i_partial % H
+    i_head = (i_partial % H).to(tl.int64)
     i_slot = i_partial // H
     first = tl.load(slot_offsets + i_slot).to(tl.int32)
     count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first

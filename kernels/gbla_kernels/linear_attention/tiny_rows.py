@@ -143,7 +143,7 @@ def tiny_row_kernel(
 ):
     """One row of ``LONGER_THAN < T <= BT`` tokens and head; others are left to other launches; grid ``(S * H,)``."""
     i_program = tl.program_id(0)
-    i_head = i_program % H
+    i_head = (i_program % H).to(tl.int64)
     start = tl.load(short_rows + 2 * (i_program // H))
     num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
     if (num_tokens > LONGER_THAN) & (num_tokens <= BT):

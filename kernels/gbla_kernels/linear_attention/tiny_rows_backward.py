@@ -145,7 +145,7 @@ def tiny_row_backward_kernel(
 ):
     """One row of ``LONGER_THAN < T <= BT`` tokens and head; grid ``(S * H,)``; its share of d norm_weight is written per row."""
     i_program = tl.program_id(0)
-    i_head = i_program % H
+    i_head = (i_program % H).to(tl.int64)
     start = tl.load(short_rows + 2 * (i_program // H))
     num_tokens = (tl.load(short_rows + 2 * (i_program // H) + 1) - start).to(tl.int32)
     i_share = i_program.to(tl.int64) + first_share * H

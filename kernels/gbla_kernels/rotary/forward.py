@@ -41,7 +41,7 @@ def rotary_kernel(
     if INVERSE:
         b_sin = -b_sin
     for i in tl.static_range(BH):
-        i_head = tl.program_id(1) * BH + i
+        i_head = (tl.program_id(1) * BH + i).to(tl.int64)
         m_head = mask & (i_head < H)
         p_query = query + o_token[:, None] * stride_qt + i_head * stride_qh + o_pair[None, :]
         p_key = key + o_token[:, None] * stride_kt + i_head * stride_kh + o_pair[None, :]

@@ -122,3 +122,23 @@ def test_offsets_past_2_to_the_31_elements() -> None:
     small = subject.run(small_inputs, JaggedLayout.from_lengths(rows[-1:]).to("cuda"), d_output=d_output[-rows[-1] :].clone())
     for name in small.keys() - {"d_norm_weight"}:
         assert torch.equal(large[name][-rows[-1] :], small[name]), name
+
+
+def test_heads_past_2_to_the_31_elements() -> None:
+    """Head-major views whose last head starts at element 2**31; bit for bit contiguous inputs."""
+    subject, stride = replace(BF16, num_heads=17), 2**27
+    inputs, layout = subject.inputs([3, 0, SPLIT + 5, BLOCK], seed=10)
+    d_output = torch.randn_like(inputs["value"])
+    buffer = torch.empty(subject.num_heads * stride, dtype=torch.bfloat16, device="cuda")
+    assert (subject.num_heads - 1) * stride == 2**31
+
+    def head_major(x: torch.Tensor, place: int) -> torch.Tensor:
+        """``x`` at ``place`` of the buffer's heads, each of which has room for all."""
+        width = x[0, 0].numel()
+        view = buffer[place * d_output.numel() :].as_strided(x.shape, (width, stride, 1)[: x.dim()])
+        return view.copy_(x)
+
+    names = ("query", "key", "value", "output_gate", "key_gate")
+    strided = {**inputs, **{name: head_major(inputs[name], place) for place, name in enumerate(names)}}
+    actual = subject.run(strided, layout, d_output=head_major(d_output, len(names)))
+    assert_same_bits(actual, subject.run(inputs, layout, d_output=d_output))
