@@ -154,7 +154,12 @@ def test_opcheck_passes() -> None:
     tensors = [x.detach().requires_grad_() for x in heads(layout.num_tokens, 64, torch.bfloat16)]
     # the gradients' sums have no fixed order: values are compared by the other tests
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(module.cudnn_attention_op, (*tensors, layout.offsets, layout.offsets_cpu), test_utils=tests)
+    offsets = (layout.offsets, layout.offsets_cpu)
+    torch.library.opcheck(module.cudnn_attention_op, (*tensors, *offsets), test_utils=tests)
+    inputs = [x.detach() for x in tensors]
+    output, stats = module.cudnn_attention_op(*inputs, *offsets)
+    arguments = (torch.randn_like(output), *inputs, output, stats, *offsets)
+    torch.library.opcheck(module.cudnn_attention_backward_op, arguments, test_utils=tests)
 
 
 @needs_cudnn

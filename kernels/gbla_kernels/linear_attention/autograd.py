@@ -149,10 +149,11 @@ def attend(
     query, key, value = _dense(query), _dense(key), _dense(value)
     output_gate = None if output_gate is None else _dense(output_gate)
     norm_weight = None if norm_weight is None else norm_weight.contiguous()
+    tensors = (query, key, value, key_gate, output_gate, norm_weight)
+    for_backward = _is_recorded(*tensors)
     if is_traced(query):
-        tensors = (query, key, value, key_gate, output_gate, norm_weight)
-        return gated_linear_attention_op(*tensors, *splits.tensors(), use_relu, normalize, eps)[0]  # type: ignore[no-any-return]
-    work = _eager_work(splits, query.shape[1], use_relu, normalize, eps)
+        return gated_linear_attention_op(*tensors, *splits.tensors(), use_relu, normalize, eps, for_backward)[0]  # type: ignore[no-any-return]
+    work = _eager_work(splits, query.shape[1], use_relu, normalize, eps, for_backward)
     return _Attend.apply(query, key, value, key_gate, output_gate, norm_weight, work)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -169,28 +170,36 @@ def attend_packed(
     use_relu = feature_map == "relu"
     projection = projection if projection.stride(-1) == 1 else projection.contiguous()
     norm_weight = None if norm_weight is None else norm_weight.contiguous()
+    for_backward = _is_recorded(projection, norm_weight)
     if is_traced(projection):
         sizes = (widths.num_heads, widths.key_dim, widths.value_dim, widths.has_key_gate, widths.has_output_gate)
-        outputs = gated_linear_attention_packed_op(projection, norm_weight, *splits.tensors(), *sizes, use_relu, normalize, eps)
-        return outputs[0]  # type: ignore[no-any-return]
-    work = _eager_work(splits, widths.num_heads, use_relu, normalize, eps)
+        options = (*sizes, use_relu, normalize, eps, for_backward)
+        return gated_linear_attention_packed_op(projection, norm_weight, *splits.tensors(), *options)[0]  # type: ignore[no-any-return]
+    work = _eager_work(splits, widths.num_heads, use_relu, normalize, eps, for_backward)
     return _AttendPacked.apply(projection, norm_weight, work, widths)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether a backward can come."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _eager_work(splits: RowSplits, num_heads: int, use_relu: bool, normalize: bool, eps: float) -> Work:
+def _eager_work(splits: RowSplits, num_heads: int, use_relu: bool, normalize: bool, eps: float, for_backward: bool) -> Work:
     num_splits = splits.splits.shape[0]
     pieces = min(max(WANTED_PROGRAMS // (num_splits * num_heads), 1), MAX_PIECES)
     has = (splits.has_short, splits.has_splits, splits.class_ends)
-    return Work(*splits.tensors(), *has, num_splits <= FOLD_LIMIT, pieces, use_relu, normalize, eps)
+    return Work(*splits.tensors(), *has, num_splits <= FOLD_LIMIT, pieces, use_relu, normalize, eps, for_backward)
 
 
-def _traced_work(short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float) -> Work:
+def _traced_work(
+    short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float, for_backward: bool = True
+) -> Work:
     # no branch on a size that may be symbolic: every kernel is launched, none folded or cut
-    return Work(short_rows, splits, slot_offsets, True, True, None, False, 1, use_relu, normalize, eps)
+    return Work(short_rows, splits, slot_offsets, True, True, None, False, 1, use_relu, normalize, eps, for_backward)
 
 
 # --- registered ops: functional, of tensors and plain values --------------------------------------------------------------------------
@@ -210,9 +219,10 @@ def gated_linear_attention_op(
     use_relu: bool,
     normalize: bool,
     eps: float,
+    for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, and the states of split rows for backward."""
-    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps)
+    """Output, and the states of split rows; exact enough for backward only if ``for_backward``."""
+    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps, for_backward)
     out, states = run_forward(traced_launch, Inputs(query, key, value, key_gate, output_gate), norm_weight, work)
     return out, states.state, states.normalizer, states.stats
 
@@ -260,10 +270,11 @@ def gated_linear_attention_packed_op(
     use_relu: bool,
     normalize: bool,
     eps: float,
+    for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``gated_linear_attention_op``, on one projection."""
     widths = PackedWidths(num_heads, key_dim, value_dim, has_key_gate, has_output_gate)
-    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps)
+    work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps, for_backward)
     out, states = run_forward(traced_launch, widths.unpack(projection), norm_weight, work)
     return out, states.state, states.normalizer, states.stats
 
@@ -299,14 +310,15 @@ def gated_linear_attention_packed_backward_op(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors[:-3], *output[1:], *tensors[-3:])
-    ctx.options = [x for x in inputs if x is not None and not isinstance(x, Tensor)]
+    # the last is for_backward
+    ctx.options = [x for x in inputs if x is not None and not isinstance(x, Tensor)][:-1]
     ctx.is_given = [x is not None for x in tensors[:-3]]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(backward_op: Any, ctx: Any, d_out: Tensor | None) -> tuple[Tensor | None, ...]:
-    num_others = len(ctx.options) + 3
+    num_others = 3 + len(ctx.options) + 1
     if d_out is None:
         return (None,) * (len(ctx.is_given) + num_others)
     gradients = backward_op(d_out, *ctx.saved_tensors, *ctx.options)

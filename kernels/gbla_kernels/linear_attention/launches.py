@@ -32,6 +32,7 @@ class Work:
         class_ends: where the classes of short rows end in ``short_rows``, or None.
         fold: whether every reader of a row's state adds up the partial states itself.
         pieces: programs per split where tokens do not depend on each other.
+        for_backward: whether the states are as exact as backward needs them; forward alone does with less.
     """
 
     short_rows: Tensor
@@ -45,6 +46,7 @@ class Work:
     use_relu: bool
     normalize: bool
     eps: float
+    for_backward: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +124,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
             *(x.key, x.value, key_gate, work.splits, partial.state, partial.normalizer, partial.stats),
             *key_strides,
             num_heads,
+            FOR_BACKWARD=work.for_backward,
             **gate_flags,
             **_options(x, config.state, config),
         )

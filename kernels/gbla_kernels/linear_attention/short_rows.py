@@ -75,6 +75,7 @@ def row_kernel(
         HAS_GATE,
         RELU,
         DOT,
+        False,
     )
     emit_output(
         query + start * stride_qt + i_head * stride_qh,
@@ -177,7 +178,7 @@ def row_backward_kernel(
     p_value = value + start * stride_vt + i_head * stride_vh
     p_gate = key_gate + start * stride_gt + i_head * stride_gh
     state, normalizer, gate_max, weight_sum = accumulate_state(
-        p_key, p_value, p_gate, num_tokens, stride_kt, stride_vt, stride_gt, 0, K, V, BT, BK, 1, BV, HAS_GATE, RELU, DOT
+        p_key, p_value, p_gate, num_tokens, stride_kt, stride_vt, stride_gt, 0, K, V, BT, BK, 1, BV, HAS_GATE, RELU, DOT, True
     )
     inverse_sum = inverse(weight_sum)
     state = state * inverse_sum

@@ -54,6 +54,7 @@ def accumulate_state(
     HAS_GATE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    FOR_BACKWARD: tl.constexpr,
 ):
     """Partial state of ``num_tokens`` tokens of one head: ``(BK, BV)``, ``(BK,)``, maximum, sum; pointers at the first token."""
     o_k = i_key + tl.arange(0, BK)
@@ -86,7 +87,7 @@ def accumulate_state(
         normalizer += weighted
         rounded = round_to(weighted, DOT)
         state = tl.dot(tl.trans(value.to(DOT)), rounded, acc=state, input_precision="tf32x3")
-        if DOT != tl.float32:
+        if FOR_BACKWARD and DOT != tl.float32:
             # the gradient to query sees the state without its mean, where one rounding of the keys is too coarse
             state = tl.dot(tl.trans(value.to(DOT)), remainder(weighted, rounded, DOT), acc=state)
     return tl.trans(state), tl.sum(normalizer, axis=0), gate_max, tl.sum(weight_sum)
@@ -207,6 +208,7 @@ def state_kernel(
     HAS_GATE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    FOR_BACKWARD: tl.constexpr,
 ):
     """Partial state of one split, head and key slice; grid ``(Z * H * NK,)``."""
     i_program = tl.program_id(0)
@@ -234,6 +236,7 @@ def state_kernel(
         HAS_GATE,
         RELU,
         DOT,
+        FOR_BACKWARD,
     )
     store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
 

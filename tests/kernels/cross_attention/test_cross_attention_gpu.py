@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention, jagged_cross_attention_packed
-from gbla_kernels.cross_attention.autograd import jagged_cross_attention_op
+from gbla_kernels.cross_attention.autograd import jagged_cross_attention_backward_op, jagged_cross_attention_op
 from gbla_kernels.cross_attention.launch_config import launch_config
 from gbla_kernels.cross_attention.row_pairs import RowPairs
 from gbla_kernels.testing.attention_subject import assert_same_bits, output_weights, results
@@ -141,10 +141,13 @@ def test_cuda_graph_replays_forward_and_backward() -> None:
         assert_same_bits(captured, results(op, inputs, weights))
 
 
-def test_registered_op_passes_opcheck() -> None:
-    inputs = [tensor.detach().clone().requires_grad_() for tensor in BF16.inputs(MIXED).values()]
+def test_registered_ops_pass_opcheck() -> None:
+    inputs = [tensor.detach().clone() for tensor in BF16.inputs(MIXED).values()]
     pairs = RowPairs.from_layouts(*BF16.layouts(MIXED), launch_config(64, 64, torch.bfloat16), is_traced=True)
-    torch.library.opcheck(jagged_cross_attention_op, (*inputs, *pairs, 0.125))
+    torch.library.opcheck(jagged_cross_attention_op, (*(x.clone().requires_grad_() for x in inputs), *pairs, 0.125))
+    output, lse = jagged_cross_attention_op(*inputs, *pairs, 0.125)
+    arguments = (torch.randn_like(output), *inputs, output, lse, *pairs, 0.125)
+    torch.library.opcheck(jagged_cross_attention_backward_op, arguments)
 
 
 def test_compiled_equals_eager() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention, jagged_cross_attention_packed
-from gbla_kernels.cross_attention.autograd import jagged_cross_attention_op
+from gbla_kernels.cross_attention.autograd import jagged_cross_attention_backward_op, jagged_cross_attention_op
 from gbla_kernels.cross_attention.launch_config import launch_config
 from gbla_kernels.cross_attention.row_pairs import RowPairs
 from gbla_kernels.testing.attention_subject import assert_same_bits, assert_within, output_weights, results
@@ -135,11 +135,14 @@ def test_packed_keys_and_values_give_the_same_bits(backend: Backend) -> None:
     assert_same_bits(found, expected)
 
 
-def test_registered_op_passes_opcheck() -> None:
+def test_registered_ops_pass_opcheck() -> None:
     rows = [(2, 5), (1, 0)]
-    inputs = [tensor.detach().clone().requires_grad_() for tensor in TRITON.inputs(rows).values()]
+    inputs = [tensor.detach().clone() for tensor in TRITON.inputs(rows).values()]
     pairs = RowPairs.from_layouts(*TRITON.layouts(rows), launch_config(20, 24, torch.float32), is_traced=True)
-    torch.library.opcheck(jagged_cross_attention_op, (*inputs, *pairs, 0.2))
+    torch.library.opcheck(jagged_cross_attention_op, (*(x.clone().requires_grad_() for x in inputs), *pairs, 0.2))
+    output, lse = jagged_cross_attention_op(*inputs, *pairs, 0.2)
+    arguments = (output_weights(output), *inputs, output, lse, *pairs, 0.2)
+    torch.library.opcheck(jagged_cross_attention_backward_op, arguments)
 
 
 def test_compiled_equals_eager() -> None:

@@ -16,7 +16,7 @@ from gbla_kernels.testing.attention_laws import (
     packed_batch_is_each_row_alone_bit_for_bit,
     same_call_gives_the_same_bits,
 )
-from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits
+from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, assert_within
 from gbla_kernels.testing.inputs import BLOCK
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
@@ -72,6 +72,17 @@ def test_long_rows_are_within_the_error_budget(lengths: list[int]) -> None:
 @pytest.mark.parametrize("lengths", [[3, 131_072, 0, 20_000, SPLIT], [SPLIT + 1] * FOLD_LIMIT, [9] * 300], ids=["giant", "split", "tiny"])
 def test_long_rows_pack_bit_for_bit(lengths: list[int]) -> None:
     packed_batch_is_each_row_alone_bit_for_bit(replace(BF16, num_heads=2), lengths, 5)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [SPLIT + 1] * 9, [1, 131_072, 20_000]], ids=["nasty", "folded", "giant"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_output_is_within_the_error_budget_where_no_gradient_is_recorded(dtype: torch.dtype, lengths: list[int]) -> None:
+    subject = replace(BF16, dtype=dtype, num_heads=2)
+    inputs, layout = subject.inputs(lengths, seed=11)
+    exact = subject.exact(inputs, layout)
+    y = {"output": subject.op(layout)(**inputs)}
+    assert not y["output"].requires_grad
+    assert_within(y, {"output": exact["output"]}, subject.budget(inputs, layout, exact))
 
 
 @pytest.mark.parametrize("num_heads", [1, 16])

@@ -16,6 +16,7 @@ from gbla_kernels.testing.attention_subject import Subject, Tensors, assert_same
 TRITON = Subject(backend=Backend.TRITON, dtype=torch.float32, device="cpu" if INTERPRETED else "cuda")
 ORDER = ("query", "key", "value", "key_gate", "output_gate", "norm_weight")
 OPTIONS = (False, True, 1e-6)
+"""ReLU, division, eps; a forward takes besides whether a backward comes."""
 BARE = ("key_gate", "output_gate", "norm_weight")
 cases = pytest.mark.parametrize(
     ("lengths", "absent"), [([0, 3, 17], ()), ([2, SPLIT + 1], ()), ([2, SPLIT + 1], BARE)], ids=["short", "split", "bare"]
@@ -31,16 +32,45 @@ def inputs_of(lengths: list[int], absent: tuple[str, ...] = ()) -> tuple[Tensors
 def test_opcheck_of_forward(lengths: list[int], absent: tuple[str, ...]) -> None:
     inputs, layout = inputs_of(lengths, absent)
     leaves = [x if x is None else x.requires_grad_() for x in inputs.values()]
-    opcheck(torch.ops.gbla_kernels.gated_linear_attention.default, (*leaves, *layout.row_splits.tensors(), *OPTIONS))
+    opcheck(torch.ops.gbla_kernels.gated_linear_attention.default, (*leaves, *layout.row_splits.tensors(), *OPTIONS, True))
 
 
 @cases
 def test_opcheck_of_backward(lengths: list[int], absent: tuple[str, ...]) -> None:
     inputs, layout = inputs_of(lengths, absent)
     tables = layout.row_splits.tensors()
-    output, *states = torch.ops.gbla_kernels.gated_linear_attention(*inputs.values(), *tables, *OPTIONS)
+    output, *states = torch.ops.gbla_kernels.gated_linear_attention(*inputs.values(), *tables, *OPTIONS, True)
     arguments = (output_weights(output), *inputs.values(), *states, *tables, *OPTIONS)
     opcheck(torch.ops.gbla_kernels.gated_linear_attention_backward.default, arguments)
+
+
+@pytest.mark.parametrize("lengths", [[0, 3, 17], [2, SPLIT + 1]], ids=["short", "split"])
+@pytest.mark.parametrize("has_gates", [True, False], ids=["gates", "no_gates"])
+def test_opcheck_of_one_projection(lengths: list[int], has_gates: bool) -> None:
+    layout, heads, width = JaggedLayout.from_lengths(lengths).to(TRITON.device), 2, 16
+    columns = heads * (4 * width + 1) if has_gates else heads * 3 * width
+    projection = torch.randn(layout.num_tokens, columns + 2, device=TRITON.device)
+    norm_weight = torch.randn(heads, width, device=TRITON.device)
+    tables = layout.row_splits.tensors()
+    options = (heads, width, width, has_gates, has_gates, *OPTIONS)
+    leaves = [x.clone().requires_grad_() for x in (projection, norm_weight)]
+    opcheck(torch.ops.gbla_kernels.gated_linear_attention_packed.default, (*leaves, *tables, *options, True))
+    output, *states = torch.ops.gbla_kernels.gated_linear_attention_packed(projection, norm_weight, *tables, *options, True)
+    arguments = (output_weights(output), projection, norm_weight, *states, *tables, *options)
+    opcheck(torch.ops.gbla_kernels.gated_linear_attention_packed_backward.default, arguments)
+
+
+@pytest.mark.parametrize("direction", ["bidirectional", "causal"])
+def test_opcheck_of_the_reference(direction: str) -> None:
+    inputs, layout = inputs_of([0, 3, 17])
+    settings = (layout.offsets_cpu, "elu1", True, 1e-6, direction)
+    leaves = [x.clone().requires_grad_() for x in inputs.values()]
+    opcheck(torch.ops.gbla_kernels.linear_attention_reference.default, (*leaves, *settings))
+    d_output = output_weights(inputs["value"])
+    # the check of the schema cannot look into torch.func.vjp
+    tests = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    arguments = (d_output, *inputs.values(), *settings)
+    opcheck(torch.ops.gbla_kernels.linear_attention_reference_backward.default, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("absent", [(), ("key_gate", "output_gate"), ("norm_weight",)], ids=["full", "no_gates", "no_norm"])
