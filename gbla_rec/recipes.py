@@ -86,7 +86,7 @@ def amazon_beauty() -> RunConfig:
             encoder=EncoderConfig(model_dim=384, num_heads=6, pattern="SGGS", ffn_dim=768, dropout=0.3),
             decoder=DecoderConfig(num_heads=6, ffn_dim=768, num_layers=2, dropout=0.3, label_smoothing=0.1),
             objective="joint",
-            item_head=ItemHeadConfig(weight=0.6, label_smoothing=0.1),
+            item_head=ItemHeadConfig(weight=0.3, label_smoothing=0.1),
         ),
         stream=StreamConfig(tokens_per_batch=16_384, max_history_length=50, targets_per_cut=1, max_cuts_per_history=1_000),
         optimizer=OptimizerConfig(
@@ -96,7 +96,7 @@ def amazon_beauty() -> RunConfig:
             num_steps=1_600, validate_every=200, save_every=200, validation_users=4_096, keep_last=3, keep_best=1, log_every=50
         ),
         evaluation=EvaluationConfig(
-            num_beams=50, joint_beams=200, beam_weight=0.6, both_histories=True, tokens_per_batch=4_096, shortlist_users=4_096
+            num_beams=50, joint_beams=200, beam_weight=0.8, both_histories=True, tokens_per_batch=4_096, shortlist_users=4_096
         ),
     )
 
