@@ -81,8 +81,8 @@ def notes(sizes: Sizes, plan: str, is_zipf: bool) -> str:
         else "Histories of Zipf lengths (benchmarks/zipf_histories.py), dealt to the ranks by cost, by tokens or in turn"
     )
     return (
-        f"Two tables of {sizes.rows_per_table:,} x {sizes.table_dim}, in device memory, fused row-wise Adagrad, index de-duplication; D={sizes.model_dim}, "
-        f"H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code levels, "
+        f"Two tables of {sizes.rows_per_table:,} x {sizes.table_dim}, in device memory, fused row-wise Adagrad, index "
+        f"de-duplication; D={sizes.model_dim}, H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code levels, "
         f"{TARGETS_PER_HISTORY} targets per history, kernels={sizes.kernels}, bf16 autocast on CUDA, no activation checkpointing. "
         f"{histories}, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {WARM_STEPS} warm "
         f"steps, then the mean of {sizes.steps}. Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
