@@ -46,6 +46,9 @@ class Sizes:
     patterns: tuple[str, ...]
     budgets: tuple[int, ...]
     histories: tuple[int, ...]
+    warm_steps: int
+    zipf_warm_steps: int
+    """By then a rank has met nearly all sizes that cuDNN compiles a plan for."""
     steps: int
     profiled_steps: int
     kernels: str
@@ -63,6 +66,8 @@ FULL = Sizes(
     patterns=("SGG", "SSS"),
     budgets=(65_536, 262_144),
     histories=(2048, 8192, 32_768),
+    warm_steps=4,
+    zipf_warm_steps=240,
     steps=10,
     profiled_steps=3,
     kernels="triton",
@@ -79,6 +84,8 @@ SMOKE = Sizes(
     patterns=("SG", "SS"),
     budgets=(256,),
     histories=(64, 128),
+    warm_steps=1,
+    zipf_warm_steps=2,
     steps=2,
     profiled_steps=1,
     kernels="reference",

@@ -41,6 +41,7 @@ from gbla_rec.config import (
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.models.autocast import autocast
+from gbla_rec.models.cudnn_attention import num_compiled_plans
 from gbla_rec.training.dense_optimizer import DenseOptimizer
 from gbla_rec.training.garbage_collection import ScheduledCollection
 from gbla_rec.training.model_flops import batch_sizes, peak_flops, training_flops
@@ -48,7 +49,6 @@ from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 
-WARM_STEPS = 4
 TARGETS_PER_HISTORY = 32
 RESERVE = 0.3
 """Of a GPU, beside the tables. With the default the planner keeps one of two tables of 50 M x 128 off a GPU of 80 GB: a slow step."""
@@ -80,16 +80,18 @@ def notes(sizes: Sizes, plan: str, is_zipf: bool) -> str:
         if not is_zipf
         else "Histories of Zipf lengths (benchmarks/zipf_histories.py), dealt to the ranks by cost, by tokens or in turn"
     )
+    num_warm = sizes.zipf_warm_steps if is_zipf else sizes.warm_steps
     return (
-        f"Two tables of {sizes.rows_per_table:,} x {sizes.table_dim}, in device memory, fused row-wise Adagrad, index "
-        f"de-duplication; D={sizes.model_dim}, H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code levels, "
-        f"{TARGETS_PER_HISTORY} targets per history, kernels={sizes.kernels}, bf16 autocast on CUDA, no activation checkpointing. "
-        f"{histories}, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {WARM_STEPS} warm "
+        f"Two tables of {sizes.rows_per_table:,} x {sizes.table_dim}, in device memory, fused row-wise Adagrad, index de-duplication; "
+        f"D={sizes.model_dim}, H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code "
+        f"levels, {TARGETS_PER_HISTORY} targets per history, kernels={sizes.kernels}, bf16 autocast on CUDA, no activation "
+        f"checkpointing. {histories}, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {num_warm} warm "
         f"steps, then the mean of {sizes.steps}. Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
         "outside = 1 - time with a kernel or copy running / step time without the profiler. MFU counts products only "
         "(gbla_rec/config/multiply_adds.py), mean of the GPUs. Ranks: shares of the profiled steps, as long as they took; kernels may "
         "run beside each other. compute: any kernel that is not NCCL's; all-to-all and all-reduce: the shortest time of "
         "each collective over the ranks; waiting: what it took longer on this rank (benchmarks/collective_time.py); "
+        "plans compiled: by cuDNN for softmax attention in the timed steps, about 0.1 s each, for which all ranks wait; "
         f"no waiting is shown, and the others hold it, if the ranks' kernels could not be paired.\n\n```\n{plan}\n```"
     )
 
@@ -178,23 +180,25 @@ class TrainingStep:
         else:
             self.history.stop_compiling()
         self._reset_peak()
-        total = WARM_STEPS + self.sizes.steps + self.sizes.profiled_steps
+        num_warm = self.sizes.warm_steps if workload.balance is None else self.sizes.zipf_warm_steps
+        total = num_warm + self.sizes.steps + self.sizes.profiled_steps
         batches = Prefetcher(lambda: self._batches(workload), 4, start=self._choose_device)
         with batches, ScheduledCollection():
             trained = train_steps(self.model, self.optimizer, self.device, self._forward, itertools.islice(batches, total), 1)
-            for _ in range(WARM_STEPS):
+            for _ in range(num_warm):
                 next(trained)
             self._synchronize()
-            waited, started = batches.seconds_waited, time.perf_counter()
+            waited, num_plans, started = batches.seconds_waited, num_compiled_plans(), time.perf_counter()
             timed = [next(trained)[0][0] for _ in range(self.sizes.steps)]
             self._synchronize()
             seconds = (time.perf_counter() - started) / self.sizes.steps
             waited = (batches.seconds_waited - waited) / self.sizes.steps
+            num_plans = num_compiled_plans() - num_plans
             events, profiled_seconds = self._profile(trained)
             assert not list(trained)
         row = self._row(timed, seconds, waited, busy_seconds(events) / self.sizes.profiled_steps)
         parts = {part: 1000 * spent / self.sizes.profiled_steps for part, spent in sorted(kernel_seconds(events).items())}
-        ranks = self._ranks(timed, seconds, events, profiled_seconds)
+        ranks = self._ranks(timed, seconds, events, profiled_seconds, num_plans)
         return {"row": row, "parts": parts, "ranks": ranks}
 
     def _profile(self, trained: Iterator[Any]) -> tuple[list[dict[str, Any]], float]:
@@ -226,7 +230,9 @@ class TrainingStep:
             "peak memory (GiB)": torch.cuda.max_memory_allocated() / 2**30 if is_cuda else None,
         }
 
-    def _ranks(self, timed: list[Batch], seconds: float, events: list[dict[str, Any]], profiled_seconds: float) -> list[dict[str, Any]]:
+    def _ranks(
+        self, timed: list[Batch], seconds: float, events: list[dict[str, Any]], profiled_seconds: float, num_plans: int
+    ) -> list[dict[str, Any]]:
         """One row a rank: its work, and where its time goes."""
         compute = busy_seconds(event for event in events if "nccl" not in event["name"].lower())
         own = {
@@ -234,6 +240,7 @@ class TrainingStep:
             "ms/step": 1000 * seconds,
             "tokens/step": round(sum(batch.items.numel() for batch in timed) / len(timed)),
             "TFLOP/step": self._flops(timed) / len(timed) / 1e12,
+            "plans compiled": num_plans,
             "compute (% of step)": 100 * compute / profiled_seconds,
         }
         gathered: list[Any] = [None] * dist.get_world_size()

@@ -33,7 +33,7 @@ def test_a_long_row_among_many_short_ones_launches_no_flood_of_empty_blocks() ->
     classes = length_classes(torch.tensor([131_072] + [9] * 4096))
     assert [(one.num_rows, one.longest) for one in classes] == [(1, 131_072), (4096, 9)]
     spread = torch.randint(1, 20_000, (3000,), generator=torch.Generator().manual_seed(0))
-    launched = sum(blocks(bucket(one.num_rows), bucket(one.longest, steps=1)) for one in length_classes(spread))
+    launched = sum(blocks(bucket(one.num_rows), bucket(one.longest)) for one in length_classes(spread))
     assert launched < 4 * int(((spread + BLOCK - 1) // BLOCK).sum())
 
 
@@ -48,8 +48,7 @@ def test_classes_are_made_once_per_batch() -> None:
 
 
 def test_buckets_are_few_and_close() -> None:
-    assert [bucket(size) for size in (1, 2, 3, 4, 5, 6, 7, 13)] == [1, 2, 3, 4, 6, 6, 8, 16]
-    assert [bucket(size, steps=1) for size in (1, 2, 3, 129)] == [1, 2, 4, 256]
+    assert [bucket(size) for size in (1, 2, 3, 4, 5, 13, 129)] == [1, 2, 4, 4, 8, 16, 256]
     sizes = range(1, 5000)
-    assert all(size <= bucket(size, steps=4) <= 1.25 * size + 1 for size in sizes)
-    assert len({bucket(size, steps=4) for size in sizes}) < 60
+    assert all(size <= bucket(size) < 2 * size for size in sizes)
+    assert len({bucket(size) for size in sizes}) == 14
