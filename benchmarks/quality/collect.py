@@ -29,6 +29,10 @@ from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
 NUM_SAMPLES = 2_000
 SHOWN_CUTOFF = 10
 """Differences are shown at this cutoff, or at the largest one below it."""
+SLICES = {
+    "history_length": "By the length of a user's history",
+    "rarest_target_events": "Cold items: by the training events of the rarest target",
+}
 NOTES = (
     "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams{of_joint}, items of the own history {history}. Test "
     "at the checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
@@ -98,6 +102,9 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
     tables = {"Cost": [cost(row) for row in rows], "All figures": figures}
     if len(rows) > 1:
         tables = {"Main scores, row against row": [line for pair in combinations(rows, 2) for line in pair_figures(*pair)], **tables}
+    tables = {**{name: lines for name, lines in slice_tables(rows).items() if lines}, **tables}
+    if removed := [line for row in rows for line in other_history_figures(row)]:
+        tables = {f"Items of the own history {_other_history(reference)}": removed, **tables}
     sweep = [line for row in rows for line in sweep_figures(row)]
     if sweep:
         tables = {"Beams": sweep, **tables}
@@ -191,6 +198,40 @@ def sweep_figures(row: Row) -> Iterator[dict[str, Any]]:
             if None not in found:
                 means = {metric: mean(methods[metric]["mean"] for methods in found) for metric in same_beams[0]["methods"][first_name]}
                 yield {"configuration": row.name, "score": score, "beams": same_beams[0]["num_beams"], "seeds": len(swept), **means}
+
+
+def other_history_figures(row: Row) -> Iterator[dict[str, Any]]:
+    """One line per score with the other treatment of a user's own items, where every run was evaluated with both: means over seeds."""
+    others = [run.results["other_history"] for run in row.group.runs]
+    if None not in others:
+        for score in row.scores:
+            of_runs = [other["methods"][run.results["scores"][score]] for other, run in zip(others, row.group.runs, strict=True)]
+            yield {"configuration": row.name, "score": score, "seeds": len(others), **_means(of_runs)}
+
+
+def slice_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """One table per kind of slice, the main score of each configuration: means over seeds."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        main_score = next(iter(row.scores))
+        for kind, title in SLICES.items():
+            for same_slice in zip(*(run.results["slices"].get(kind, []) for run in row.group.runs), strict=True):
+                if not same_slice[0]["users"]:
+                    continue
+                of_runs = [one["methods"][run.results["scores"][main_score]] for one, run in zip(same_slice, row.group.runs, strict=True)]
+                line = {"configuration": row.name, "score": main_score, "slice": same_slice[0]["label"], "users": same_slice[0]["users"]}
+                tables.setdefault(title, []).append({**line, **_means(of_runs)})
+    return tables
+
+
+def _means(of_runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Metric -> mean over runs."""
+    return {metric: mean(values[metric]["mean"] for values in of_runs) for metric in of_runs[0]}
+
+
+def _other_history(row: Row) -> str:
+    other = row.group.runs[0].results["other_history"]
+    return str(other["history"]) if other else ""
 
 
 def cost(row: Row) -> dict[str, Any]:

@@ -27,6 +27,8 @@ ABOVE = {
     "tiger": {"generative": 0.0},
 }
 BASELINE = 0.0078125
+REMOVED = 0.015625
+"""What all gain without the items of the own history."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +65,15 @@ def jobs_of(directory: Path, name: str, num_seeds: int = 2) -> list[Job]:
         users = pl.DataFrame({"user_row": np.arange(NUM_USERS), "history_length": 9, "rarest_target_events": 9} | whole)
         # beams are swept for the generative score alone
         searched = {method: columns[method] for score, method in methods.items() if score == "generative"}
+        without_history = {method: {name: x + REMOVED for name, x in metrics.items()} for method, metrics in columns.items()}
         results = {
             "checkpoint": "step_00000010",
             "dataset": {"name": "films", "content_hash": "abc"},
             "protocol": {"split": "test", "users": NUM_USERS, "candidates": 9, "history": "kept", "num_beams": 50},
             "scores": methods,
             "methods": summarise(columns, 20),
-            "other_history": None,
+            "other_history": {"history": "removed", "methods": summarise(without_history, 20)},
+            "slices": {"history_length": [slice_of("0-7", columns, slice(10)), slice_of("8+", columns, slice(0))]},
             "beam_sweep": [{"num_beams": 20, "methods": summarise(searched, 20)}] if searched else [],
             "per_user": write_per_user(run_dir, users, {"kept": columns}),
             "config": {"name": run, "seed": seed, "model": {"objective": objective}, "evaluation": {"joint_beams": 200, "num_beams": 50}},
@@ -80,6 +84,13 @@ def jobs_of(directory: Path, name: str, num_seeds: int = 2) -> list[Job]:
         described = SimpleNamespace(name=name, text=f"the row {name}")
         jobs.append(Job(described, config, run, directory / "quality" / run, run_dir / "results.json"))
     return jobs
+
+
+def slice_of(label: str, columns: dict[str, dict[str, Any]], users: slice) -> dict[str, Any]:
+    """As evaluation writes a slice; one without users has no methods."""
+    inside = {method: {name: values[users] for name, values in metrics.items()} for method, metrics in columns.items()}
+    count = len(range(NUM_USERS)[users])
+    return {"label": label, "users": count, "methods": summarise(inside, 20) if count else {}}
 
 
 def row_of(directory: Path, name: str, num_seeds: int = 2) -> Any:
@@ -141,3 +152,19 @@ def test_rows_of_mixed_objectives_are_held_to_the_same_score_or_the_main_one(
         (name, "generative") for name in ("hybrid", "tiger")
     ]
     assert "50 beams (joint: 200)" in page.read_text()
+
+
+def test_slices_and_the_other_history_are_means_over_seeds(tmp_path: Path) -> None:
+    from benchmarks.quality.collect import other_history_figures, slice_tables
+
+    rows = [row_of(tmp_path, name) for name in ("hybrid", "sasrec")]
+    others = {(line["configuration"], line["score"]): line["Recall@10"] for row in rows for line in other_history_figures(row)}
+    expected = {(row.name, score): DIFFICULTY.mean() + above + REMOVED for row in rows for score, above in ABOVE[row.name].items()}
+    assert others == pytest.approx(expected)
+    lines = slice_tables(rows)["By the length of a user's history"]
+    assert [(line["configuration"], line["score"], line["slice"], line["users"]) for line in lines] == [
+        ("hybrid", "joint", "0-7", 10),
+        ("sasrec", "item", "0-7", 10),
+    ]
+    for line, above in zip(lines, (ABOVE["hybrid"]["joint"], ABOVE["sasrec"]["item"]), strict=True):
+        assert line["Recall@10"] == pytest.approx(DIFFICULTY[:10].mean() + above)
