@@ -65,13 +65,13 @@ def amazon_beauty() -> RunConfig:
     .0838, .0484). On four H100s, 42 runs side by side: 38 s of one GPU a run, training and evaluation. Commands: ``gbla-rec prepare
     --dataset amazon --path DIRECTORY --name amazon_beauty``, then tokenize, train and evaluate with ``--recipe amazon_beauty``;
     tables: ``benchmarks/quality/README.md``.
-    Needs the extra ``text``. Another category: the same with its own ``--name`` and ``--dataset``, and
-    ``--semantic-ids.embedding behaviour`` where its items have no text.
+    Needs the extra ``text``. Another category: the same with its own ``--name`` and ``--dataset``; where its items have no text,
+    semantic IDs and features come from behaviour.
     """
     return RunConfig(
         name="amazon_beauty",
         dataset="amazon_beauty",
-        semantic_ids=SemanticIdConfig(embedding="text", text_encoder="wordllama", embedding_dim=256, distinct_last_code=True),
+        semantic_ids=SemanticIdConfig(embedding="auto", text_encoder="wordllama", embedding_dim=256, distinct_last_code=True),
         model=ModelConfig(
             embedding=EmbeddingConfig(
                 rows_per_table=32_768,

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     for part, count in (("validation", manifest.num_validation_users), ("test", manifest.num_test_users)):
         if count == 0:
             print(f"warning: no user has {part} targets and events before them: {NEEDS[part]}", file=sys.stderr)
-    print(f"text columns: {', '.join(manifest.text_columns) or 'none (semantic IDs need --semantic-ids.embedding behaviour or file)'}")
+    print(
+        f"text columns: {', '.join(manifest.text_columns) or 'none (semantic IDs need --semantic-ids.embedding auto, behaviour or file)'}"
+    )
 
 
 def _take_source(arguments: Sequence[str]) -> tuple[PrepareConfig, Convert | None, list[str]]:

@@ -1,11 +1,10 @@
 """Opens what a run is made of - dataset, semantic IDs, sharded model - for training, evaluation and recommendation."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,9 +13,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_rec import workspace
-from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids
+from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids, require_settings
 from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
-from gbla_rec.config import RunConfig, SemanticIdConfig, multiply_adds, to_json
+from gbla_rec.config import RunConfig, multiply_adds
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
@@ -68,7 +67,7 @@ class RunParts:
             dataset_hash=dataset.manifest.content_hash,
         )
         manifest = read_manifest(ids_dir)
-        _require_settings(ids_dir, manifest, config)
+        require_settings(ids_dir, manifest, config)
         embedding = config.model.embedding
         identity = SemanticIdsIdentity.of(ids_dir, manifest, with_features=embedding.item_features)
         if run_dir is not None:
@@ -159,19 +158,3 @@ def _require_kernels(config: RunConfig, device: torch.device) -> None:
             f"ModelConfig.kernels must be 'auto' or 'reference' without a CUDA device, got 'triton' on {device}; run on a GPU, or give "
             "--model.kernels auto (for a trained run: write it into the run's config.json, the weights are the same)"
         )
-
-
-def _require_settings(ids_dir: Path, manifest: Mapping[str, Any], config: RunConfig) -> None:
-    """The saved config of a run must say how its semantic IDs were made; IDs without settings (made elsewhere) pass."""
-    made_with = manifest["config"]
-    wanted = json.loads(to_json(config.semantic_ids))
-    if made_with is not None:
-        # a setting younger than the IDs: they were made as its default says
-        made_with = json.loads(to_json(SemanticIdConfig())) | made_with
-        differing = sorted(name for name in wanted if made_with[name] != wanted[name])
-        if differing:
-            options = " ".join(f"--semantic-ids.{name.replace('_', '-')} {made_with[name]}" for name in differing)
-            raise ValueError(
-                f"the semantic IDs in {ids_dir} were made with other settings than this run's semantic_ids; train with {options}, "
-                f"or remove {ids_dir} and tokenize with this run's options"
-            )

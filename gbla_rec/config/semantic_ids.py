@@ -7,7 +7,7 @@ from typing import Literal
 
 from gbla_rec.config.rules import require, require_choice, require_positive
 
-EmbeddingSource = Literal["text", "behaviour", "text_and_behaviour", "file"]
+EmbeddingSource = Literal["text", "behaviour", "text_and_behaviour", "file", "auto"]
 TextEncoder = Literal["tfidf", "wordllama", "minilm"]
 
 
@@ -16,6 +16,7 @@ class SemanticIdConfig:
     """From item embeddings to semantic IDs (residual k-means and a de-duplication level)."""
 
     embedding: EmbeddingSource = "text"
+    """``auto``: text where an item of the dataset has any, else behaviour."""
     embedding_file: Path | None = None
     """For ``embedding="file"``: ``.npy`` of shape (N, D) in item order, or Parquet with item_id and a list column."""
     text_encoder: TextEncoder = "tfidf"

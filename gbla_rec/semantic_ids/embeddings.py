@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gbla_rec.config import SemanticIdConfig
+from gbla_rec.config import EmbeddingSource, SemanticIdConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.semantic_ids.behaviour_embeddings import BehaviourEmbedder
 from gbla_rec.semantic_ids.file_embeddings import FileEmbedder
 from gbla_rec.semantic_ids.text_and_behaviour_embeddings import TextAndBehaviourEmbedder
+from gbla_rec.semantic_ids.text_embeddings import has_text
 from gbla_rec.semantic_ids.text_encoders import TEXT_EMBEDDERS, fit_text_embedder
 
 EMBEDDING_FILE = "embedding.json"
@@ -41,16 +42,24 @@ def fit_embedder(dataset: PreparedDataset, config: SemanticIdConfig) -> ItemEmbe
         ValueError: if the dataset lacks what the embedder reads, or an embedding file is malformed.
         ModuleNotFoundError: if the package of ``text_encoder`` is not installed; the message names the extra.
     """
-    if config.embedding == "file":
+    source = embedding_source(dataset, config)
+    if source == "file":
         assert config.embedding_file is not None
         return FileEmbedder(config.embedding_file)
-    if config.embedding == "behaviour":
+    if source == "behaviour":
         return BehaviourEmbedder.fit(dataset, config.embedding_dim, config.seed)
     text = fit_text_embedder(dataset, config)
-    if config.embedding == "text":
+    if source == "text":
         return text
     behaviour = BehaviourEmbedder.fit(dataset, config.embedding_dim, config.seed)
     return TextAndBehaviourEmbedder(text, behaviour, config.behaviour_weight)
+
+
+def embedding_source(dataset: PreparedDataset, config: SemanticIdConfig) -> EmbeddingSource:
+    """``config.embedding``, with ``auto`` decided by the dataset."""
+    if config.embedding != "auto":
+        return config.embedding
+    return "text" if has_text(dataset, config.text_columns) else "behaviour"
 
 
 def save_embedder(embedder: ItemEmbedder, directory: Path) -> None:

@@ -23,6 +23,13 @@ DIRECTIONS_FILE = "embedding_directions.npy"
 SEPARATORS = re.compile(r"[|;/>_]+")
 
 
+def has_text(dataset: PreparedDataset, columns: Sequence[str] = ()) -> bool:
+    """Whether any item has a letter or digit in ``columns``, or, if they are empty, in any text column."""
+    columns = [column for column in columns or dataset.manifest.text_columns if column in dataset.manifest.text_columns]
+    texts = dataset.items().select(columns)
+    return any(character.isalnum() for name in columns for text in texts[name].drop_nulls() for character in text)
+
+
 def item_texts(dataset: PreparedDataset, columns: Sequence[str] = ()) -> list[str]:
     """Text columns of each item joined, separators such as ``|`` opened; an empty string where there is no text.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gbla_rec.config import SemanticIdConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.new_directory import new_directory
-from gbla_rec.semantic_ids.embeddings import fit_embedder, load_embedder, save_embedder
+from gbla_rec.semantic_ids.embeddings import embedding_source, fit_embedder, load_embedder, save_embedder
 from gbla_rec.semantic_ids.features import save_item_features
 from gbla_rec.semantic_ids.identity import EXTENDS, generation
 from gbla_rec.semantic_ids.quantizer import ResidualQuantizer, dedup_slots, default_codebook_width
@@ -35,6 +35,8 @@ def tokenize(dataset: PreparedDataset, config: SemanticIdConfig, output: Path) -
         ValueError: if the dataset lacks what the embedding reads, or an embedding file is malformed.
         ModuleNotFoundError: if an optional text encoder is not installed.
     """
+    # what was chosen is what is written down
+    config = dataclasses.replace(config, embedding=embedding_source(dataset, config))
     with new_directory(output) as directory:
         embedder = fit_embedder(dataset, config)
         embeddings = embedder.embed(dataset)

@@ -10,7 +10,7 @@ import pytest
 
 from gbla_rec.config import SemanticIdConfig
 from gbla_rec.semantic_ids.behaviour_embeddings import WINDOW, co_occurrences
-from gbla_rec.semantic_ids.embeddings import fit_embedder, load_embedder, save_embedder
+from gbla_rec.semantic_ids.embeddings import embedding_source, fit_embedder, load_embedder, save_embedder
 from gbla_rec.semantic_ids.minilm_embeddings import WEIGHTS_PACKAGE, published_model
 from gbla_rec.semantic_ids.text_embeddings import item_texts
 
@@ -108,6 +108,24 @@ def test_no_text_is_refused_with_a_cure(make_dataset: MakeDataset) -> None:
         fit_embedder(make_dataset([1, 2], {"title": [None, " | "]}), config())
     with pytest.raises(ValueError, match=r"no letters or digits, e.g. '\.\.\.'"):
         fit_embedder(make_dataset([1, 2], {"title": ["...", "!"]}), config())
+
+
+@pytest.mark.parametrize(
+    ("columns", "read", "source"),
+    [
+        ({}, (), "behaviour"),
+        ({"title": [None, " | "]}, (), "behaviour"),
+        ({"title": ["...", "!"]}, (), "behaviour"),
+        ({"title": [None, "é"]}, (), "text"),
+        ({"title": [None, None], "brand": ["b", None]}, (), "text"),
+        ({"title": [None, None], "brand": ["b", None]}, ("title",), "behaviour"),
+    ],
+)
+def test_auto_is_text_where_any_item_has_some(make_dataset: MakeDataset, columns: Any, read: tuple[str, ...], source: str) -> None:
+    dataset = make_dataset([1, 2], columns) if columns else make_dataset([1, 2])
+    asked = config(embedding="auto", text_columns=read)
+    assert embedding_source(dataset, asked) == source
+    assert embedding_source(dataset, config(embedding="text", text_columns=read)) == "text", "only auto looks"
 
 
 def test_text_without_shared_words_still_tells_items_apart(make_dataset: MakeDataset) -> None:
