@@ -34,7 +34,6 @@ from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
 from gbla_rec.config import RunConfig, TrainingConfig, differing_fields, with_sample_costs
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
-from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.training.bad_batch import stop_at
@@ -84,6 +83,7 @@ class Trainer:
             seed=config.seed,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
+            num_micro_batches=config.training.num_micro_batches,
             context=config.model.embedding.context_features,
         )
         self.step, self.position = 0, StreamPosition()
@@ -172,8 +172,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[Batch]]:
         """The micro batches of each step from here on, in page-locked memory where that speeds the copy to the device."""
-        for histories in self.stream.batches(self.position):
-            parts = micro_batches(histories, self.config.training.num_micro_batches, self.stream_config)
+        for parts in self.stream.steps(self.position):
             batches = [self.parts.collator(part) for part in parts]
             yield [batch.pin_memory() for batch in batches] if self.parts.device.type == "cuda" else batches
 
