@@ -52,6 +52,8 @@ CHANGEABLE = frozenset(
         *("model.kernels", "model.encoder.activation_checkpointing", "model.embedding.placement", "model.embedding.cache_load_factor"),
         *("model.embedding.memory_reserve", "stream.linear_cost", "stream.quadratic_cost", "stream.target_cost", "training.compile"),
         *("training.prefetch_factor", "training.profile_steps", "training.async_save", "training.log_every"),
+        # the tables step differently, but what must fit into fewer devices needs it
+        "training.num_micro_batches",
     )
 )
 """Settings of how, not what, a run computes: a resumed run may have others."""
@@ -254,6 +256,9 @@ class Trainer:
         self.optimizer.load_state_tensors(state, checkpoint.progress.step)
         self.step, self.position = checkpoint.progress.step, checkpoint.progress.position
         self.notes.append(f"resumed from {checkpoint.path}")
+        begun_with = read_config(self.run_dir).training.num_micro_batches
+        if begun_with != (now := self.config.training.num_micro_batches):
+            self.notes.append(f"the tables step {now} time(s) a step: num_micro_batches is {now}, the run began with {begun_with}")
         self.saved_step = self.step
 
 
