@@ -78,10 +78,9 @@ class Trainer:
         guarded = [parameter for _, parameter in dense_parameters]
         self.guard = StepGuard(self.parts.retriever.table_boundary, guarded, self.parts.device)
         self.optimizer.skip_when(self.guard.is_bad)
-        self.stream_config = with_sample_costs(config.stream, config.model, self.parts.semantic_ids.widths)
         self.stream = TrainingStream(
             self.parts.dataset,
-            self.stream_config,
+            with_sample_costs(config.stream, config.model, self.parts.semantic_ids.widths),
             seed=config.seed,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -101,6 +102,19 @@ def test_any_number_of_ranks_shares_the_same_micro_batches(
             for part in (micro_batch, *shares):
                 assert (part.position, part.next_position) == (batch.position, batch.next_position)
                 assert (part.global_num_targets, part.global_num_tokens) == (len(batch.targets), len(batch.items))
+
+
+def test_the_rank_of_a_giant_has_its_share_of_the_next_micro_batch(prepare_frame: Callable[..., PreparedDataset]) -> None:
+    lengths = [400] + [24] * 20
+    items = [[1000 * user + event for event in range(length)] for user, length in enumerate(lengths)]
+    data = prepare_frame(pl.DataFrame({"user_id": range(len(lengths)), "items": items}), sequence_column="items")
+    # a batch is an epoch
+    config = StreamConfig(tokens_per_batch=800, targets_per_cut=2, cuts="newest", linear_cost=1.0, quadratic_cost=1.0)
+    streams = [TrainingStream(data, config, seed=1, rank=rank, world_size=2, num_micro_batches=2) for rank in range(2)]
+    first, second = zip(*(next(stream.steps()) for stream in streams), strict=True)
+    assert first[0].user_rows.tolist() == [0]
+    # by the whole batch, the giant outweighs all others
+    assert sorted(len(share.user_rows) for share in second) == [9, 10]
 
 
 def test_a_batch_is_its_micro_batches_joined(dataset: PreparedDataset) -> None:
