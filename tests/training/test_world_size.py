@@ -99,14 +99,13 @@ def test_micro_batches_step_the_tables_alike_on_any_number_of_ranks(run_ranks: A
     # tables that move: each backward steps them, and the next micro batch reads them
     config = tiny_run(
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=2, table_learning_rate=1.0, table_eps=1.0),
-        training=TrainingConfig(num_steps=6, validate_every=6, save_every=4, log_every=1, validation_users=20, num_micro_batches=4),
+        training=TrainingConfig(num_steps=6, validate_every=6, save_every=6, log_every=1, validation_users=20, num_micro_batches=4),
     )
     alone = run_ranks(train_and_read, 1, config)[0]
-    four = run_ranks(train_and_read, 4, with_sharding(config, "table_wise"))
-    assert len({tuple(rank["targets"]) for rank in four}) > 1
-    run_ranks(train_and_stop, 2, with_sharding(config, "row_wise"), 4)
-    resumed = run_ranks(train_and_read, 1, with_sharding(config, "row_wise"), True)[0]
-    for run in (four[0], resumed):
+    assert alone["losses"][-1] < alone["losses"][0]
+    for world_size, sharding in ((2, "row_wise"), (4, "table_wise")):
+        run, *others = run_ranks(train_and_read, world_size, with_sharding(config, sharding))
+        assert any(run["targets"] != other["targets"] for other in others)
         assert run["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE)
         assert run["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-3)
         assert run["table_norm"] == pytest.approx(alone["table_norm"], rel=1e-4)
