@@ -48,9 +48,9 @@ class TrainingConfig:
     """Train on while a checkpoint is written; needs host memory for a second copy of each rank's weights and moments."""
     log_every: int = 10
     num_micro_batches: int = 1
-    """Gradient accumulation: each rank cuts its part of a global batch into so many micro batches, which run one after another in
-    less memory. The dense part steps once, with the gradient of the whole batch; the fused tables step in the backward of each
-    micro batch."""
+    """Gradient accumulation: a global batch is cut into so many micro batches, each of which the ranks share, and which run one after
+    another in less memory. The dense part steps once, with the gradient of the whole batch; the fused tables step in the backward of
+    each micro batch."""
     prefetch_factor: int = 4
     """Global batches that a background thread reads, plans and collates ahead of the step."""
     compile: bool = False

@@ -1,46 +1,42 @@
-"""A rank's part of a global batch, cut into micro batches for gradient accumulation."""
+"""How a global batch is cut into micro batches for gradient accumulation, before ranks share each of them."""
 
-# B rows, L history tokens, S targets (docs/shapes.md)
-
-import dataclasses
+# B rows (docs/shapes.md)
 
 import numpy as np
 
-from gbla_rec.config import StreamConfig
-from gbla_rec.data.histories import HistoryBatch, Int64Array, flat_ranges, sample_costs, split_by_cost
+from gbla_rec.data.histories import Int64Array
 
 
-def micro_batches(histories: HistoryBatch, num_micro_batches: int, config: StreamConfig) -> list[HistoryBatch]:
-    """Deal the rows to ``num_micro_batches`` parts of similar cost, as the rows of a global batch are dealt to ranks.
+def micro_batch_of_rows(lengths: Int64Array, num_targets: Int64Array, num_micro_batches: int) -> Int64Array:
+    """Cut the rows of a global batch, longest first, into micro batches of about as many events and targets each.
 
-    The parts keep the counts and positions of the global batch, so that a loss weighted by ``global_num_targets`` adds up over
-    them to that of the whole. Parts may be empty: every rank gets the same number.
+    Long histories share micro batches: in each, all ranks wait for the one that has the longest. A micro batch ends with the row whose
+    middle is nearest below its even share of what is left, so it exceeds that share by half a row at most. The cut depends on sizes
+    only, not on costs or ranks, so any number of ranks feeds the tables the same micro batches.
+
+    Args:
+        lengths: ``(B,)`` int64 memory events of each row.
+        num_targets: ``(B,)`` int64 targets of each row.
+        num_micro_batches: parts. With fewer rows than parts the first ``B`` get one row each and the others none; else none is empty.
+
+    Returns:
+        ``(B,)`` int64 micro batch of each row.
     """
+    micro_batches = np.zeros(len(lengths), np.int64)
     if num_micro_batches == 1:
-        return [histories]
-    part_of_row = split_by_cost(sample_costs(np.diff(histories.offsets), np.diff(histories.target_offsets), config), num_micro_batches)
-    return [_take(histories, np.flatnonzero(part_of_row == part)) for part in range(num_micro_batches)]
-
-
-def _take(histories: HistoryBatch, rows: Int64Array) -> HistoryBatch:
-    """Some of the rows, in the order of ``rows``."""
-    tokens, offsets = _flat_rows(histories.offsets, rows)
-    targets, target_offsets = _flat_rows(histories.target_offsets, rows)
-    seen, seen_offsets = _flat_rows(histories.seen_offsets, rows)
-    return dataclasses.replace(
-        histories,
-        user_rows=histories.user_rows[rows],
-        items=histories.items[tokens],
-        offsets=offsets,
-        context={name: codes[tokens] for name, codes in histories.context.items()},
-        targets=histories.targets[targets],
-        target_offsets=target_offsets,
-        token_keys=histories.token_keys[tokens],
-        seen_items=histories.seen_items[seen],
-        seen_offsets=seen_offsets,
-    )
-
-
-def _flat_rows(offsets: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Flat indices of the elements of ``rows``, and their new offsets."""
-    return flat_ranges(offsets[rows], np.diff(offsets)[rows])
+        return micro_batches
+    sizes = np.maximum(lengths + num_targets, 1)
+    order = np.argsort(-sizes, kind="stable")
+    ends = np.cumsum(sizes[order])
+    # twice the middle of each row, in integers: the same cut on every machine
+    middles = 2 * ends - sizes[order]
+    first, done = 0, 0
+    for micro_batch in range(num_micro_batches):
+        if first == len(order):
+            break
+        parts_left = num_micro_batches - micro_batch
+        share_end = (2 * (int(ends[-1]) - done)) // parts_left + 2 * done
+        stop = len(order) if parts_left == 1 else max(first + 1, int(np.searchsorted(middles, share_end, side="right")))
+        micro_batches[order[first:stop]] = micro_batch
+        first, done = stop, int(ends[stop - 1])
+    return micro_batches

@@ -19,6 +19,7 @@ from gbla_rec.data.evaluation_batches import evaluation_batches as evaluation_ba
 from gbla_rec.data.histories import EventSource, HistoryBatch, Samples, concatenate_offsets, gather, sample_costs, split_by_cost
 from gbla_rec.data.histories import StreamPosition as StreamPosition
 from gbla_rec.data.keyed_random import keyed_permutation
+from gbla_rec.data.micro_batches import micro_batch_of_rows
 from gbla_rec.data.sampling import training_samples
 from gbla_rec.data.shard_files import HistoryShard
 
@@ -66,6 +67,7 @@ class TrainingStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        num_micro_batches: int = 1,
         context: Sequence[str] = (),
     ) -> None:
         """Describe the stream; nothing is read yet.
@@ -75,12 +77,16 @@ class TrainingStream:
             config: samples and budget; with several ranks, the costs that divide it (``with_sample_costs``).
             seed: seed of the order and the cuts.
             rank: this rank.
-            world_size: number of ranks; it does not change the global batches.
+            world_size: number of ranks; it does not change the global batches, nor their micro batches.
+            num_micro_batches: parts into which a global batch is cut before the ranks share each of them.
             context: context columns to deliver.
 
         Raises:
-            ValueError: if ``rank`` is outside ``[0, world_size)``, a context column is unknown, or there are several ranks and no costs.
+            ValueError: if ``rank`` is outside ``[0, world_size)``, ``num_micro_batches`` is not positive, a context column is unknown, or
+                there are several ranks and no costs.
         """
+        if num_micro_batches < 1:
+            raise ValueError(f"num_micro_batches must be positive, got {num_micro_batches}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, world_size), got rank {rank} of {world_size}")
         if world_size > 1 and not config.has_costs:
@@ -96,6 +102,7 @@ class TrainingStream:
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._num_micro_batches = num_micro_batches
         self._context = tuple(context)
         self._keep_ties = dataset.manifest.split.ties == "together"
 
@@ -115,8 +122,19 @@ class TrainingStream:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def batches(self, position: StreamPosition = START) -> Iterator[HistoryBatch]:
-        """Yield this rank's part of each global batch from ``position`` on, without end.
+        """Yield this rank's part of each global batch from ``position`` on, without end: its micro batches, joined.
 
+        Raises:
+            ValueError: as ``steps`` does.
+        """
+        for micro_batches in self.steps(position):
+            yield micro_batches[0] if len(micro_batches) == 1 else _concatenate(micro_batches)
+
+    def steps(self, position: StreamPosition = START) -> Iterator[list[HistoryBatch]]:
+        """Yield this rank's part of each micro batch of each global batch from ``position`` on, without end.
+
+        All parts have the counts and positions of the global batch, so that losses weighted by ``global_num_targets`` add up over them
+        and over the ranks to that of the whole. Every rank gets ``num_micro_batches`` parts, some of which may be empty.
         Samples are added to a batch while their memory tokens stay within ``tokens_per_batch``; a batch has at least one
         sample, and a sample counts at least one token.
 
@@ -186,27 +204,40 @@ class TrainingStream:
             f"{self._config.max_history_length}, or set oversized='own_batch'"
         )
 
-    def _costs(self, lengths: NDArray[np.int64], pieces: Sequence[_Piece]) -> NDArray[np.float64]:
+    def _costs(self, lengths: NDArray[np.int64], num_targets: NDArray[np.int64]) -> NDArray[np.float64]:
         if not self._config.has_costs:
             # one rank gets everything
             return np.zeros(len(lengths))
-        return sample_costs(lengths, np.concatenate([piece.samples.num_targets for piece in pieces]), self._config)
+        return sample_costs(lengths, num_targets, self._config)
 
-    def _assemble(self, pieces: Sequence[_Piece], position: StreamPosition, next_position: StreamPosition) -> HistoryBatch:
+    def _assemble(self, pieces: Sequence[_Piece], position: StreamPosition, next_position: StreamPosition) -> list[HistoryBatch]:
         lengths = np.concatenate([piece.samples.lengths for piece in pieces])
-        ranks = split_by_cost(self._costs(lengths, pieces), self._world_size)
+        num_targets = np.concatenate([piece.samples.num_targets for piece in pieces])
+        costs = self._costs(lengths, num_targets)
+        micro_batches = micro_batch_of_rows(lengths, num_targets, self._num_micro_batches)
+        parts = []
+        for micro_batch in range(self._num_micro_batches):
+            rows = np.flatnonzero(micro_batches == micro_batch)
+            is_mine = np.zeros(len(lengths), bool)
+            is_mine[rows] = split_by_cost(costs[rows], self._world_size) == self._rank
+            parts.append(
+                dataclasses.replace(
+                    self._gather(pieces, is_mine),
+                    global_num_targets=int(num_targets.sum()),
+                    global_num_tokens=int(lengths.sum()),
+                    position=position,
+                    next_position=next_position,
+                )
+            )
+        return parts
+
+    def _gather(self, pieces: Sequence[_Piece], is_mine: NDArray[np.bool_]) -> HistoryBatch:
         parts, first = [], 0
         for piece in pieces:
-            mine = ranks[first : first + len(piece.samples)] == self._rank
+            mine = is_mine[first : first + len(piece.samples)]
             parts.append(gather(piece.source, piece.samples.take(mine), (self._seed, piece.epoch, TOKEN_KEY)))
             first += len(piece.samples)
-        return dataclasses.replace(
-            parts[0] if len(parts) == 1 else _concatenate(parts),
-            global_num_targets=int(sum(piece.samples.num_targets.sum() for piece in pieces)),
-            global_num_tokens=int(lengths.sum()),
-            position=position,
-            next_position=next_position,
-        )
+        return parts[0] if len(parts) == 1 else _concatenate(parts)
 
 
 def _concatenate(parts: Sequence[HistoryBatch]) -> HistoryBatch:

@@ -34,7 +34,6 @@ from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
 from gbla_rec.config import RunConfig, TrainingConfig, differing_fields, with_sample_costs
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
-from gbla_rec.data.micro_batches import micro_batches
 from gbla_rec.data.stream import TrainingStream
 from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.training.bad_batch import stop_at
@@ -53,6 +52,8 @@ CHANGEABLE = frozenset(
         *("model.kernels", "model.encoder.activation_checkpointing", "model.embedding.placement", "model.embedding.cache_load_factor"),
         *("model.embedding.memory_reserve", "stream.linear_cost", "stream.quadratic_cost", "stream.target_cost", "training.compile"),
         *("training.prefetch_factor", "training.profile_steps", "training.async_save", "training.log_every"),
+        # the tables step differently, but what must fit into fewer devices needs it
+        "training.num_micro_batches",
     )
 )
 """Settings of how, not what, a run computes: a resumed run may have others."""
@@ -77,13 +78,13 @@ class Trainer:
         guarded = [parameter for _, parameter in dense_parameters]
         self.guard = StepGuard(self.parts.retriever.table_boundary, guarded, self.parts.device)
         self.optimizer.skip_when(self.guard.is_bad)
-        self.stream_config = with_sample_costs(config.stream, config.model, self.parts.semantic_ids.widths)
         self.stream = TrainingStream(
             self.parts.dataset,
-            self.stream_config,
+            with_sample_costs(config.stream, config.model, self.parts.semantic_ids.widths),
             seed=config.seed,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
+            num_micro_batches=config.training.num_micro_batches,
             context=config.model.embedding.context_features,
         )
         self.step, self.position = 0, StreamPosition()
@@ -172,8 +173,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[Batch]]:
         """The micro batches of each step from here on, in page-locked memory where that speeds the copy to the device."""
-        for histories in self.stream.batches(self.position):
-            parts = micro_batches(histories, self.config.training.num_micro_batches, self.stream_config)
+        for parts in self.stream.steps(self.position):
             batches = [self.parts.collator(part) for part in parts]
             yield [batch.pin_memory() for batch in batches] if self.parts.device.type == "cuda" else batches
 
@@ -255,6 +255,9 @@ class Trainer:
         self.optimizer.load_state_tensors(state, checkpoint.progress.step)
         self.step, self.position = checkpoint.progress.step, checkpoint.progress.position
         self.notes.append(f"resumed from {checkpoint.path}")
+        begun_with = read_config(self.run_dir).training.num_micro_batches
+        if begun_with != (now := self.config.training.num_micro_batches):
+            self.notes.append(f"the tables step {now} time(s) a step: num_micro_batches is {now}, the run began with {begun_with}")
         self.saved_step = self.step
 
 

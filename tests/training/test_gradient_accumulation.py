@@ -4,14 +4,11 @@ import dataclasses
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from gbla_rec.config import OptimizerConfig, RunConfig, StreamConfig, TrainingConfig
-from gbla_rec.data.histories import HistoryBatch
-from gbla_rec.data.micro_batches import micro_batches
+from gbla_rec.config import OptimizerConfig, RunConfig, TrainingConfig
 
 
 def train_and_look(rank: int, world_size: int, config: RunConfig) -> dict[str, Any]:
@@ -69,34 +66,3 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(run_ranks: Any, tiny
         assert outcome["losses"] == pytest.approx(whole["losses"], rel=2e-5)
         for name, gradient in whole["gradients"].items():
             torch.testing.assert_close(outcome["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_micro_batches_hold_every_row_once() -> None:
-    random = np.random.default_rng(0)
-    lengths, targets = np.array([5, 0, 300, 7, 1, 0, 40]), np.array([1, 2, 0, 3, 1, 1, 4])
-    num_tokens = lengths.sum()
-    histories = HistoryBatch.of_lengths(
-        random.integers(0, 99, num_tokens),
-        lengths,
-        context={"kind": random.integers(0, 3, num_tokens).astype(np.int32)},
-        targets=random.integers(0, 99, targets.sum()),
-        target_lengths=targets,
-        token_keys=random.integers(0, 2**60, num_tokens),
-        global_num_targets=100,
-        global_num_tokens=1000,
-    )
-    found = {}
-    parts = micro_batches(histories, 9, StreamConfig(linear_cost=1.0, quadratic_cost=1 / 8192))
-    assert len(parts) == 9
-    for part in parts:
-        assert (part.global_num_targets, part.global_num_tokens) == (100, 1000)
-        for place, user in enumerate(part.user_rows):
-            tokens, wanted = slice(*part.offsets[place : place + 2]), slice(*part.target_offsets[place : place + 2])
-            found[int(user)] = [x.tolist() for x in (part.items[tokens], part.context["kind"][tokens], part.token_keys[tokens])]
-            found[int(user)].append(part.targets[wanted].tolist())
-    assert sum(len(part.user_rows) for part in parts) == len(found) == len(lengths)
-    for user, (items, kinds, keys, wanted) in found.items():
-        tokens = slice(*histories.offsets[user : user + 2])
-        assert items == histories.items[tokens].tolist() and kinds == histories.context["kind"][tokens].tolist()
-        assert keys == histories.token_keys[tokens].tolist()
-        assert wanted == histories.targets[slice(*histories.target_offsets[user : user + 2])].tolist()

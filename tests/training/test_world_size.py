@@ -95,6 +95,45 @@ def test_two_ranks_see_the_curve_of_one(run_ranks: Any, tiny_run: Any) -> None:
 
 
 @pytest.mark.usefixtures("tiny_workspace")
+def test_micro_batches_step_the_tables_alike_on_any_number_of_ranks(run_ranks: Any, tiny_run: Any) -> None:
+    # tables that move: each backward steps them, and the next micro batch reads them
+    config = tiny_run(
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=2, table_learning_rate=1.0, table_eps=1.0),
+        training=TrainingConfig(num_steps=6, validate_every=6, save_every=6, log_every=1, validation_users=20, num_micro_batches=4),
+    )
+    alone = run_ranks(train_and_read, 1, config)[0]
+    assert alone["losses"][-1] < alone["losses"][0]
+    for world_size, sharding in ((2, "row_wise"), (4, "table_wise")):
+        run, *others = run_ranks(train_and_read, world_size, with_sharding(config, sharding))
+        assert any(run["targets"] != other["targets"] for other in others)
+        assert run["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE)
+        assert run["gradient_norms"] == pytest.approx(alone["gradient_norms"], rel=1e-3)
+        assert run["table_norm"] == pytest.approx(alone["table_norm"], rel=1e-4)
+        assert run["nll"] == pytest.approx(alone["nll"], rel=TOLERANCE)
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_more_micro_batches_than_histories_change_nothing(run_ranks: Any, tiny_run: Any, tmp_path: Path) -> None:
+    # batches of one history: one micro batch holds it all, the others are empty on every rank
+    config = tiny_run(
+        stream=StreamConfig(tokens_per_batch=1, max_history_length=20, targets_per_cut=4, oversized="own_batch"),
+        training=TrainingConfig(num_steps=4, validate_every=4, save_every=2, log_every=1, validation_users=5),
+    )
+
+    def in_parts(num_micro_batches: int) -> RunConfig:
+        return dataclasses.replace(config, training=dataclasses.replace(config.training, num_micro_batches=num_micro_batches))
+
+    whole = run_ranks(train_and_read, 1, config)[0]
+    stopped = run_ranks(train_and_stop, 2, in_parts(3), 2)[0]
+    resumed = run_ranks(train_and_read, 1, in_parts(2), True)[0]
+    assert resumed["run_dir"] == stopped != whole["run_dir"]
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=TOLERANCE)
+    assert resumed["nll"] == pytest.approx(whole["nll"], rel=TOLERANCE)
+    log = (tmp_path / "ranks-2" / "0.output").read_text()
+    assert "the tables step 2 time(s) a step: num_micro_batches is 2, the run began with 3" in log
+
+
+@pytest.mark.usefixtures("tiny_workspace")
 def test_code_tokens_see_one_curve_too_and_the_run_is_evaluated(run_ranks: Any, tiny_run: Any) -> None:
     config = tiny_run(training=TrainingConfig(num_steps=4, validate_every=4, save_every=4, log_every=1, validation_users=20))
     encoder = dataclasses.replace(config.model.encoder, pattern="SS")
