@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from gbla_rec.evaluation.overrides import overrides_of, overrides_text
+
 SLICED_METRICS = ("Recall@10", "NDCG@10")
 """What tables of slices and of beams show, where it was evaluated; else the first metric."""
 SLICE_TITLES = {
@@ -176,4 +178,9 @@ def _caption(results: Mapping[str, Any]) -> str:
     ]
     if results.get("other_history"):
         parts.append(f"own history {protocol['history']}")
+    if "joint_beams" in protocol:
+        parts.append(f"joint ranking of {protocol['joint_beams']:,} beams with weight {protocol['beam_weight']:g}")
+    overrides = overrides_of(results)
+    if overrides:
+        parts.append(overrides_text(overrides))
     return ", ".join(parts) or "results"
