@@ -58,8 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     with process_group() as device:
         results = evaluate(run_dir, device=device, settings=settings)
         if dist.get_rank() == 0:
-            for table in results_tables(results):
-                Console().print(table)
+            console = Console()
+            for table in results_tables(results, console.width):
+                console.print(table)
             print(f"written to {run_dir / RESULTS}")
 
 

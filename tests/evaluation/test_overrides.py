@@ -67,6 +67,7 @@ def test_the_options_replace_the_joint_settings_of_a_trained_run(run_ranks: Any,
     assert changed["protocol"]["overrides"] == {"joint_beams": {"own": 12, "used": 100}, "beam_weight": {"own": 1.0, "used": 0.0}}
     said = "joint_beams 100 in place of the run's 12, beam_weight 0.0 in place of the run's 1.0"
     assert said in markdown and said in " ".join(printed.split())
+    assert "item-kNN" in printed and "…" not in printed, "five methods are printed whole"
 
     own, markdown, _ = results_with("--num-beams", "10")
     assert any(minus_item(own)), "12 beams do not hold every item"
