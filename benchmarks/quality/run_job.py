@@ -15,6 +15,7 @@ from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_dataset_hash, read_semantic_ids_hash, readable_checkpoints
 from gbla_rec.config import RunConfig, differing_fields, from_json
 from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.semantic_ids.table import read_manifest
 
@@ -61,16 +62,14 @@ class RunJob:
 
     @property
     def results(self) -> Path | None:
-        """``results.json`` of this very config and dataset, with the sweep; None before it is evaluated."""
+        """``results.json`` of this very config and dataset, with the sweep; None before it is evaluated with its own settings."""
         run_dir = self.run_dir()
         path = None if run_dir is None else run_dir / RESULTS
         if path is None or not path.exists():
             return None
-        if self.beam_sweep:
-            swept = {row["num_beams"] for row in json.loads(path.read_text()).get("beam_sweep", ())}
-            if not swept.issuperset(self.beam_sweep):
-                return None
-        return path
+        results = json.loads(path.read_text())
+        swept = {row["num_beams"] for row in results.get("beam_sweep", ())}
+        return path if swept.issuperset(self.beam_sweep) and not overrides_of(results) else None
 
     def run_dir(self) -> Path | None:
         """The newest run of this name, if it has this config and dataset."""

@@ -15,6 +15,7 @@ from torch import nn
 from gbla_kernels import Backend
 from gbla_rec.checkpoint.checkpoint_size import CheckpointSize, checkpoint_size
 from gbla_rec.checkpoint.cluster import Cluster
+from gbla_rec.checkpoint.host_placement import HostPlacement, host_placement
 from gbla_rec.checkpoint.plan_search import PlanRequest
 from gbla_rec.checkpoint.shard_size import FLOAT_BYTES
 from gbla_rec.checkpoint.sharding import planned_tables
@@ -115,6 +116,7 @@ class ClusterPlan:
     dense: DenseMemory
     exchange: ExchangeVolume
     checkpoint: CheckpointSize
+    host_placement: HostPlacement | None
     planning_seconds: float
     """Of CPU time."""
     planning_memory: int
@@ -148,6 +150,7 @@ def plan_cluster(config: RunConfig, cluster: Cluster, catalogue: Catalogue) -> C
         dense=dense,
         exchange=_exchange(plan, dense),
         checkpoint=checkpoint_size(plan, shapes),
+        host_placement=host_placement(request, {option.name: option.compute_kernel for option in plan.options}),
         planning_seconds=time.process_time() - started,
         planning_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )

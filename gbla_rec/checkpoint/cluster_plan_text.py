@@ -1,6 +1,7 @@
 """A cluster plan as text."""
 
 from gbla_rec.checkpoint.cluster_plan import ClusterPlan, TableSummary
+from gbla_rec.checkpoint.host_placement import describe_host_placement
 from gbla_rec.checkpoint.table_plan import MemoryPart
 from gbla_rec.config import format_bytes
 
@@ -12,8 +13,16 @@ def describe_cluster_plan(plan: ClusterPlan, *, write_rate: int) -> str:
         plan: what to tell.
         write_rate: bytes a second that one rank writes, from which the time of a save is computed.
     """
-    parts = (_cluster(plan), _tables(plan), _memory(plan), _exchange(plan), _checkpoint(plan, write_rate), _planning(plan))
-    return "\n\n".join("\n".join(part) for part in parts)
+    parts = (
+        _cluster(plan),
+        _tables(plan),
+        _host_placement(plan),
+        _memory(plan),
+        _exchange(plan),
+        _checkpoint(plan, write_rate),
+        _planning(plan),
+    )
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def _cluster(plan: ClusterPlan) -> list[str]:
@@ -47,6 +56,10 @@ def _table(table: TableSummary) -> tuple[str, ...]:
         per_rank,
         f"{rows:,} x {columns}",
     )
+
+
+def _host_placement(plan: ClusterPlan) -> list[str]:
+    return [] if plan.host_placement is None else [describe_host_placement(plan.host_placement)]
 
 
 def _memory(plan: ClusterPlan) -> list[str]:

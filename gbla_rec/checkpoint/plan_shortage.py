@@ -1,4 +1,4 @@
-"""Why no plan fits: by how many bytes a rank, and what to change."""
+"""Why no plan fits, or none in device memory alone: by how many bytes a rank, and what to change."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -65,6 +65,16 @@ def describe_shortage(request: PlanRequest) -> str:
     return "\n".join(lines)
 
 
+def device_memory_cures(request: PlanRequest) -> list[str]:
+    """What would let device memory hold all tables of a CUDA request that was planned with some of them in host memory."""
+    request = dataclasses.replace(request, embedding=dataclasses.replace(request.embedding, placement="hbm"))
+    need = _least_need(request, "hbm")
+    if need.fits:
+        # the search takes what it estimates to be fastest, and may have missed it
+        return [f"a plan that fits: --model.embedding.placement hbm --model.embedding.sharding {need.sharding}"]
+    return [*_reserve_cure(request, need), *_rank_cures(request, [need]), *_size_cures(request, need)]
+
+
 def _placements(request: PlanRequest) -> list[Placement]:
     """Those that the request allows, the fastest first."""
     if request.embedding.placement != "auto":
@@ -116,8 +126,15 @@ def _describe(need: Need, reserve: float) -> str:
 
 def _cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
     best = min(needs, key=_excess)
-    embedding = request.embedding
     yield from _rank_cures(request, needs)
+    yield from _size_cures(request, best)
+    yield from _placement_cures(request, needs)
+    yield from _reserve_cure(request, best)
+
+
+def _size_cures(request: PlanRequest, best: Need) -> Iterator[str]:
+    """Tables that are cut finer, have fewer rows, or narrower ones."""
+    embedding = request.embedding
     if best.sharding != "row_wise":
         yield "--model.embedding.sharding row_wise: each table is then spread over all ranks"
     share = _share(best, Storage(hbm=0, ddr=0, ssd=0))
@@ -128,10 +145,14 @@ def _cures(request: PlanRequest, needs: Sequence[Need]) -> Iterator[str]:
     width = int((embedding.dim + 2) * share - 2) // ROW_ALIGNMENT * ROW_ALIGNMENT
     if width > 0:
         yield f"narrower rows: --model.embedding.dim {width} or less"
-    yield from _placement_cures(request, needs)
-    reserve = 1 - (1 - embedding.memory_reserve) / share
-    if reserve > 0:
-        yield f"a lower reserve, if the dense part leaves room: --model.embedding.memory-reserve {int(reserve * 1000) / 1000} or less"
+
+
+def _reserve_cure(request: PlanRequest, best: Need) -> Iterator[str]:
+    reserve = 1 - (1 - request.embedding.memory_reserve) / _share(best, Storage(hbm=0, ddr=0, ssd=0))
+    thousandths = int(reserve * 1000)
+    if thousandths > 0:
+        option = f"--model.embedding.memory-reserve {thousandths / 1000} or less"
+        yield f"a lower reserve, if the dense part and the activations leave room: {option}"
 
 
 def _share(need: Need, fixed: Storage) -> float:

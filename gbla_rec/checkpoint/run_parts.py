@@ -8,13 +8,16 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_rec import workspace
+from gbla_rec.checkpoint.cluster import Cluster
+from gbla_rec.checkpoint.host_placement import HostPlacement, host_placement
+from gbla_rec.checkpoint.plan_search import PlanRequest
 from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids, require_settings
-from gbla_rec.checkpoint.sharding import sharded_retriever, unwrap
+from gbla_rec.checkpoint.sharding import planned_tables, sharded_retriever, table_kernels, unwrap
 from gbla_rec.config import RunConfig, multiply_adds
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
@@ -95,6 +98,19 @@ class RunParts:
             query_maker=query_maker,
         )
         return cls(config, dataset, semantic_ids, collator, model, device, identity)
+
+    def host_placement(self) -> HostPlacement | None:
+        """The tables that the planner put into host memory of its own accord; this rank finds them alone."""
+        config = self.config
+        tables = planned_tables(config.model.embedding, config.optimizer, self.dataset.context_sizes())
+        request = PlanRequest(
+            nn.ModuleDict({"tables": tables}),
+            config.model.embedding,
+            Cluster.current(self.device),
+            config.lookups_per_batch,
+            config.candidates_per_rank(self.semantic_ids.num_items),
+        )
+        return host_placement(request, table_kernels(self.model))
 
     @property
     def retriever(self) -> GenerativeRetriever:

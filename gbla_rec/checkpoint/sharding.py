@@ -100,6 +100,15 @@ def unwrap(parallel: DistributedModelParallel) -> GenerativeRetriever:
     return module
 
 
+def table_kernels(parallel: DistributedModelParallel) -> dict[str, str]:
+    """TorchRec's compute kernel of each table."""
+    return {
+        table: sharding.compute_kernel
+        for module_plan in parallel.plan.plan.values()
+        for table, sharding in module_plan.items()  # type: ignore[attr-defined]
+    }
+
+
 def describe_plan(parallel: DistributedModelParallel) -> str:
     """The sharding plan as text: table, sharding type, kernel, ranks, rows x width of each shard."""
     lines = []

@@ -1,5 +1,6 @@
 """Beam search and metrics."""
 
+import math
 from dataclasses import dataclass
 
 from gbla_rec.config.rules import require, require_positive
@@ -33,7 +34,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_beams", "tokens_per_batch", "shortlist_users", "bootstrap_samples", "joint_beams")
-        require(self.beam_weight >= 0, "EvaluationConfig.beam_weight", "not be negative", self.beam_weight)
+        require(0 <= self.beam_weight < math.inf, "EvaluationConfig.beam_weight", "be finite and not negative", self.beam_weight)
         require(bool(self.cutoffs) and min(self.cutoffs) > 0, "EvaluationConfig.cutoffs", "be positive and not empty", self.cutoffs)
         for name in ("beam_sweep", "history_edges", "cold_edges"):
             values = getattr(self, name)

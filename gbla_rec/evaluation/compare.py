@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means, resampled_seed_weights
+from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.evaluation.per_user import History, values_of
 from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
 from gbla_rec.evaluation.searched_beams import searched_beams
@@ -152,6 +153,7 @@ def _description(group: RunGroup, values: MethodValues) -> dict[str, Any]:
             "seed": run.seed,
             "checkpoint": run.results["checkpoint"],
             "num_beams": searched_beams(run.results, values.method),
+            "overrides": overrides_of(run.results),
             "commit": run.results["versions"]["commit"],
         }
         for run in group.runs

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from gbla_rec.evaluation.overrides import overrides_text
 from gbla_rec.evaluation.searched_beams import beams_cell
 from gbla_rec.evaluation.table import SLICE_TITLES, markdown_table, preferred_metrics
 
@@ -49,7 +50,14 @@ def _metrics_markdown(comparison: Mapping[str, Any]) -> str:
 
 def _runs_markdown(comparison: Mapping[str, Any]) -> str:
     rows = [
-        [comparison[side]["name"], str(run["seed"]), beams_cell(run["num_beams"]), run["checkpoint"], str(run["commit"]), run["run"]]
+        [
+            comparison[side]["name"],
+            str(run["seed"]),
+            beams_cell(run["num_beams"], run["overrides"]),
+            run["checkpoint"],
+            str(run["commit"]),
+            run["run"],
+        ]
         for side in ("first", "second")
         for run in comparison[side]["runs"]
     ]
@@ -63,7 +71,10 @@ def _title(comparison: Mapping[str, Any]) -> str:
 
 
 def _side(comparison: Mapping[str, Any], side: str) -> str:
-    return f"{comparison[side]['name']} ({comparison[side]['method']})"
+    # the runs of a group have the same settings, whether their own or not
+    overrides = {name: values for run in comparison[side]["runs"] for name, values in run["overrides"].items()}
+    changed = f" with {overrides_text(overrides)}" if overrides else ""
+    return f"{comparison[side]['name']} ({comparison[side]['method']}){changed}"
 
 
 def _columns(comparison: Mapping[str, Any], first: str) -> list[str]:

@@ -24,6 +24,7 @@ from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.stream import iterate_train_items
 from gbla_rec.evaluation.columns import EvaluatedUsers, column_results, history_name, sweep_results
 from gbla_rec.evaluation.metrics import recall_at_k
+from gbla_rec.evaluation.overrides import overridden_settings
 from gbla_rec.evaluation.per_user import History, write_per_user
 from gbla_rec.evaluation.rank import RankedUsers, Ranker, Score, Search, rank_by_main_score, rank_searches, rank_with_baseline, scores_of
 from gbla_rec.evaluation.summaries import UserValues
@@ -65,7 +66,8 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
     Args:
         run_dir: the run's directory.
         device: where the model runs.
-        settings: take the place of the run's own evaluation settings.
+        settings: take the place of the run's own evaluation settings, in the choice of the checkpoint too; those that change the main
+            figures are recorded as ``overrides`` of the protocol.
 
     Returns:
         What ``results.json`` holds: protocol, versions, and per method and metric the mean with a 95 % bootstrap interval.
@@ -74,8 +76,8 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
         FileNotFoundError: if ``run_dir`` is no run directory, or its dataset or semantic IDs are missing.
         ValueError: if the dataset, the semantic IDs or a checkpoint is damaged or not the run's; the message names it.
     """
-    config = read_config(run_dir)
-    config = config if settings is None else replace(config, evaluation=settings)
+    own = read_config(run_dir)
+    config = own if settings is None else replace(own, evaluation=settings)
     parts = RunParts.open(config, device, run_dir)
     trie = PrefixTrie.from_codes(parts.semantic_ids.codes, parts.semantic_ids.widths).to(device)
     best, shortlist = choose_checkpoint(parts, run_dir, trie)
@@ -84,6 +86,7 @@ def evaluate(run_dir: Path, *, device: torch.device, settings: EvaluationConfig 
     def write_results() -> dict[str, Any]:
         chosen = {"run": str(run_dir), "checkpoint": best.path.name, "shortlist_validation_recall": shortlist}
         results = chosen | _results(run_dir, config, parts.dataset, rankings) | {"versions": code_version()}
+        results["protocol"]["overrides"] = overridden_settings(own.evaluation, config.evaluation)
         write_text(run_dir / RESULTS_TABLE, results_markdown(results))
         # last: it names the digest of the values of single users
         write_text(run_dir / RESULTS, json.dumps(results, indent=2) + "\n")

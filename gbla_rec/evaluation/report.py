@@ -7,6 +7,7 @@ import numpy as np
 
 from gbla_rec.evaluation.compare import METHOD, compare
 from gbla_rec.evaluation.comparison_table import comparison_cells, comparison_columns
+from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.evaluation.per_user import History
 from gbla_rec.evaluation.report_data import NUM_SAMPLES, DatasetRuns, group_runs, training_curve
 from gbla_rec.evaluation.report_page import Block, Figure, Heading, Page, Paragraph, TextTable
@@ -138,7 +139,7 @@ def _run_blocks(runs: DatasetRuns) -> Iterator[Block]:
             group.name,
             str(run.seed),
             _pattern(group),
-            beams_cell(searched_beams(run.results)),
+            beams_cell(searched_beams(run.results), overrides_of(run.results)),
             run.results["checkpoint"],
             str(run.results["versions"]["commit"]),
             str(run.run_dir),

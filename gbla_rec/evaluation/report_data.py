@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gbla_rec.checkpoint.run_directory import METRICS
 from gbla_rec.evaluation.compare import require_same_users
+from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.evaluation.per_user import History, values_of
 from gbla_rec.evaluation.report_plots import Estimate, TrainingCurve
 from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, differing_settings, find_runs
@@ -102,6 +103,7 @@ class DatasetRuns:
 def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
     """Find runs (see ``find_runs``) and sort them: those that differ in the seed only are a group, groups of one dataset stand together.
 
+    A group that was not evaluated with its own settings says so in its name.
     Runs of several names are one group too, unless a seed comes twice among them: then each name is a group.
 
     Raises:
@@ -120,7 +122,8 @@ def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
     by_data: dict[tuple[str, str], list[RunGroup]] = {}
     for runs in (part for same in alike for part in _by_name_if_seeds_repeat(same)):
         group = RunGroup.of(runs)
-        group = RunGroup(_unused_name(group.name, names), group.runs)
+        is_overridden = any(overrides_of(run.results) for run in group.runs)
+        group = RunGroup(_unused_name(f"{group.name} with overrides" if is_overridden else group.name, names), group.runs)
         names.add(group.name)
         by_data.setdefault(_data(runs[0]), []).append(group)
     return [DatasetRuns.of(groups) for groups in by_data.values()]

@@ -12,13 +12,14 @@ import polars as pl
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS
+from gbla_rec.evaluation.overrides import ADDING_FIELDS
 from gbla_rec.evaluation.per_user import read_per_user
 
 FREE_FIELDS = frozenset(
     {
         "seed",
         "name",
-        *(f"evaluation.{name}" for name in ("both_histories", "beam_sweep", "history_edges", "cold_edges", "bootstrap_samples")),
+        *(f"evaluation.{name}" for name in ADDING_FIELDS),
     }
 )
 """Fields of a config in which the runs of a group may differ: none changes what a run learns or how its main figures are made."""

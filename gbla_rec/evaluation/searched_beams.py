@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gbla_rec.evaluation.overrides import overrides_text
+
 
 def searched_beams(results: Mapping[str, Any], method: str | None = None) -> int | None:
     """Beams of the search whose items a method ranked; None for one without a beam search, as the item-level score and baselines.
@@ -22,6 +24,7 @@ def searched_beams(results: Mapping[str, Any], method: str | None = None) -> int
     return int(protocol["num_beams"]) if score == "generative" else None
 
 
-def beams_cell(beams: int | None) -> str:
-    """The number as a table shows it."""
-    return "-" if beams is None else str(beams)
+def beams_cell(beams: int | None, overrides: Mapping[str, Mapping[str, Any]]) -> str:
+    """The number as a table shows it, with the settings that were not the run's own."""
+    number = "-" if beams is None else str(beams)
+    return f"{number} ({overrides_text(overrides)})" if overrides else number

@@ -4,6 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from gbla_rec.evaluation.overrides import overrides_of, overrides_text
+from gbla_rec.evaluation.terminal_table import fitted_tables
 
 SLICED_METRICS = ("Recall@10", "NDCG@10")
 """What tables of slices and of beams show, where it was evaluated; else the first metric."""
@@ -14,21 +18,27 @@ SLICE_TITLES = {
 INTERVAL = "mean (95 % bootstrap interval over users)"
 
 
-def results_tables(results: Mapping[str, Any]) -> Iterator[Table]:
-    """The table of the main figures, that of the other treatment of the history, and the beam sweep, as far as they were evaluated.
+def results_tables(results: Mapping[str, Any], width: int) -> Iterator[Table]:
+    """Tables of the main figures, of the other treatment of the history, and of the beam sweep, as far as they were evaluated.
+
+    The best mean of each metric is bold.
 
     Args:
-        results: as for ``results_table``.
+        results: what ``gbla_rec.evaluation.evaluate.evaluate`` returns: ``methods`` maps a method to its metrics, each with
+            ``mean``, ``low`` and ``high``, and beside a baseline ``first_minus_this`` with its own interval.
+        width: letters of a line of the terminal; what does not fit goes on in a further table.
+
+    Raises:
+        ValueError: if there is no method, or two methods have different metrics.
     """
-    yield results_table(results)
+    yield from _methods_tables(results, width)
     if results.get("other_history"):
-        yield results_table(other_column(results))
-    if results.get("beam_sweep"):
-        names, rows = sweep_rows(results)
-        table = Table("beams", *names, title="numbers of beams", caption=INTERVAL)
-        for row in rows:
-            table.add_row(*row)
-        yield table
+        yield from _methods_tables(other_column(results), width)
+    names, rows = sweep_rows(results) if results.get("beam_sweep") else ([], [])
+    # a model without a decoder has no beams to sweep
+    if names:
+        cells = [(beams, [Text(cell) for cell in values]) for beams, *values in rows]
+        yield from fitted_tables(names, cells, label="beams", width=width, title="numbers of beams", caption=INTERVAL)
 
 
 def other_column(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,37 +84,23 @@ def slice_rows(results: Mapping[str, Any], slicing: str, metric: str) -> tuple[l
     return ["users", *results["methods"]], rows
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
-    """A rich table of ``results.json``; the best mean of each metric is bold.
-
-    Args:
-        results: what ``gbla_rec.evaluation.evaluate.evaluate`` returns: ``methods`` maps a method to its metrics, each with
-            ``mean``, ``low`` and ``high``, and beside a baseline ``first_minus_this`` with its own interval.
-
-    Raises:
-        ValueError: if there is no method, or two methods have different metrics.
-    """
-    table = Table(title=_caption(results), caption=INTERVAL)
-    methods = results["methods"]
-    metrics = _metrics(results)
-    # metrics are the rows: three methods fit a terminal of 80 columns
-    table.add_column("metric")
-    for method in methods:
-        table.add_column(method, justify="right")
-    for metric in metrics:
-        cells = {method: _cell(values[metric]) for method, values in methods.items()}
-        table.add_row(metric, *(f"[bold]{cell}[/bold]" if _is_best(results, method, metric) else cell for method, cell in cells.items()))
-    return table
+def _methods_tables(results: Mapping[str, Any], width: int) -> Iterator[Table]:
+    metrics, methods = _metrics(results), results["methods"]
+    rows = [
+        (metric, [Text(_cell(values[metric]), "bold" if _is_best(results, method, metric) else "") for method, values in methods.items()])
+        for metric in metrics
+    ]
+    return fitted_tables(list(methods), rows, label="metric", width=width, title=_caption(results), caption=INTERVAL)
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The same tables in Markdown, with one line per metric and baseline for the paired difference, and the slices.
 
     Args:
-        results: as for ``results_table``.
+        results: as for ``results_tables``.
 
     Raises:
-        ValueError: as ``results_table``.
+        ValueError: as ``results_tables``.
     """
     blocks = [_methods_markdown(results)]
     if results.get("other_history"):
@@ -176,4 +172,9 @@ def _caption(results: Mapping[str, Any]) -> str:
     ]
     if results.get("other_history"):
         parts.append(f"own history {protocol['history']}")
+    if "joint_beams" in protocol:
+        parts.append(f"joint ranking of {protocol['joint_beams']:,} beams with weight {protocol['beam_weight']:g}")
+    overrides = overrides_of(results)
+    if overrides:
+        parts.append(overrides_text(overrides))
     return ", ".join(parts) or "results"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.background_save import BackgroundSaver
+from gbla_rec.checkpoint.host_placement import describe_host_placement
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.resume_point import resume_point, set_aside_after
 from gbla_rec.checkpoint.run_directory import (
@@ -116,6 +117,9 @@ class Trainer:
             for note in self.notes:
                 log.message(note)
             log.message(f"run {self.run_dir}, {dist.get_world_size()} rank(s), {kernels} kernels\n{describe_plan(self.model)}")
+            placement = self.parts.host_placement() if dist.get_rank() == 0 else None
+            if placement is not None:
+                log.message(describe_host_placement(placement))
             if self.step >= training.num_steps:
                 log.message(f"nothing to do: the run is at step {self.step} of {training.num_steps}")
             self._train(training, log, stop_request)

@@ -105,6 +105,12 @@ def test_what_a_run_directory_holds_decides_what_comes_next(tiny_workspace, tiny
     more = dataclasses.replace(job, beam_sweep=(10, 500)).next_stage()
     assert more.name == "evaluate" and more.command[-3:] == ("--num-beams", "10", "500")
 
+    overrides = {"beam_weight": {"own": 1.0, "used": 0.5}}
+    (run_dir / "results.json").write_text(json.dumps({"protocol": {"overrides": overrides}}))
+    assert job.results is None and job.next_stage().name == "evaluate", "figures of other settings are not the job's"
+    (run_dir / "results.json").write_text(json.dumps({"protocol": {"overrides": {}}}))
+    assert job.next_stage() is None
+
 
 def test_a_run_of_another_config_or_dataset_is_trained_anew_and_said_to_be(tiny_workspace, tiny_table, capsys):
     from benchmarks.quality.run import describe_start
