@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gbla_rec import workspace
 from gbla_rec.evaluation.compare import METHOD, compare
 from gbla_rec.evaluation.comparison_table import comparison_cells, comparison_columns
 from gbla_rec.evaluation.overrides import overrides_of
@@ -132,6 +133,12 @@ def _training_blocks(runs: DatasetRuns, prefix: str) -> Iterator[Block]:
         yield Figure(f"{prefix}training", training_plot(curves), "Training loss and validation NLL of every seed")
 
 
+def _within_workspace(run_dir: Path) -> str:
+    """The path as it is in any copy of the workspace."""
+    root, path = workspace.root().resolve(), run_dir.resolve()
+    return str(path.relative_to(root) if path.is_relative_to(root) else run_dir)
+
+
 def _run_blocks(runs: DatasetRuns) -> Iterator[Block]:
     yield Heading("Runs", 3)
     rows = [
@@ -142,7 +149,7 @@ def _run_blocks(runs: DatasetRuns) -> Iterator[Block]:
             beams_cell(searched_beams(run.results), overrides_of(run.results)),
             run.results["checkpoint"],
             str(run.results["versions"]["commit"]),
-            str(run.run_dir),
+            _within_workspace(run.run_dir),
         ]
         for group in runs.groups
         for run in group.runs

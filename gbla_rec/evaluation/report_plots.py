@@ -14,6 +14,9 @@ STYLE: dict[Any, Any] = {
 }
 """A fixed salt: the same figures give the same file. Text stays text."""
 
+LINE_STYLES = ("o-", "s--", "^:")
+"""Of ten lines each: there are ten colours."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -67,12 +70,12 @@ def slice_plot(lines: Mapping[str, Sequence[Estimate | None]], labels: Sequence[
 
     def draw(axis: Any) -> None:
         for number, (label, estimates) in enumerate(lines.items()):
-            color = f"C{number % 10}"
+            color, style = f"C{number % 10}", LINE_STYLES[number // 10 % len(LINE_STYLES)]
             # beside each other: intervals at one place would hide each other
             shift = 0.4 * ((number + 0.5) / len(lines) - 0.5)
             places = [place + shift for place, estimate in enumerate(estimates) if estimate is not None]
             known = [estimate for estimate in estimates if estimate is not None]
-            axis.plot(places, [estimate.mean for estimate in known], "o-", color=color, label=label, markersize=3.5, linewidth=1.2)
+            axis.plot(places, [estimate.mean for estimate in known], style, color=color, label=label, markersize=3.5, linewidth=1.2)
             for place, estimate in zip(places, known, strict=True):
                 axis.plot([place, place], [estimate.low, estimate.high], color=color, linewidth=1, alpha=0.7)
         axis.set_xticks(range(len(labels)), labels)

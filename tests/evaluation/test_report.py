@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gbla_rec import workspace
 from gbla_rec.evaluation.report import report
 from gbla_rec.evaluation.report_page import Figure
 
@@ -51,6 +52,16 @@ def test_one_run_makes_a_page_whose_html_needs_no_other_file(evaluated_runs: Any
         assert f"({figure.name}.svg)" in text
     assert "training" not in {figure.name for figure in figures}, "there is no log"
     assert "Paired differences" not in text, "there is nothing to compare with"
+
+
+def test_runs_of_the_workspace_are_named_as_in_any_copy_of_it(evaluated_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = evaluated_runs.write("solo", 3, values(0.4, 0))
+    link = tmp_path / "link"
+    link.symlink_to(run_dir.parent, target_is_directory=True)
+    for root, shown in ((run_dir.parent, run_dir.name), (link, run_dir.name), (tmp_path / "elsewhere", str(run_dir))):
+        monkeypatch.setenv(workspace.VARIABLE, str(root))
+        text = report([run_dir]).write(tmp_path / f"out-{root.name}")[0].read_text()
+        assert f"| {shown} |" in text
 
 
 def test_seeds_patterns_histories_beams_and_logs_all_show(evaluated_runs: Any, tmp_path: Path) -> None:
