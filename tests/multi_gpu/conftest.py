@@ -30,6 +30,8 @@ CPU_RANKS = "GBLA_REC_TEST_CPU_RANKS"
 SEMANTIC_IDS = c.SemanticIdConfig(embedding_dim=8, min_codebook_width=8, dedup_width=64, kmeans_iterations=5)
 STOP_AT, SIGNAL_AT = 4, 6
 """Step after whose checkpoint runs end that go on elsewhere; step in whose middle a rank is killed."""
+BACKGROUND_SAVES = ("terminated",)
+"""Runs that save while they train on: SIGTERM may come while a checkpoint is written."""
 Results = dict[str, dict[str, Any]]
 
 
@@ -105,7 +107,9 @@ def run_config(name: str, sharding: Any = "row_wise", *, is_fp32: bool = True) -
         stream=c.StreamConfig(tokens_per_batch=size.tokens_per_batch, max_history_length=8192, targets_per_cut=8),
         # a large eps: without it Adagrad hides a gradient of the wrong scale
         optimizer=c.OptimizerConfig(learning_rate=2e-3, warmup_steps=2, table_learning_rate=1.0, table_eps=1.0),
-        training=c.TrainingConfig(num_steps=16, validate_every=8, save_every=4, log_every=1, validation_users=100),
+        training=c.TrainingConfig(
+            num_steps=16, validate_every=8, save_every=4, log_every=1, validation_users=100, async_save=name in BACKGROUND_SAVES
+        ),
         evaluation=c.EvaluationConfig(
             num_beams=20, cutoffs=(5, 20), tokens_per_batch=size.evaluation_tokens, shortlist_users=200, bootstrap_samples=200
         ),
