@@ -32,9 +32,9 @@ def movielens_small() -> RunConfig:
     The last 10 films of each user are the test targets; films of the user's own history are never ranked. The encoder reads
     the newest 96 events: a film depends on the session around it, and short memories fit more steps into minutes.
 
-    Expect: Recall@10 .064 and Recall@50 .212 (most-popular .039 and .126, item-kNN .064 and .194) on 584 users, one seed, in
-    144 s on 2 CPU cores (Xeon, 2 gloo ranks). Command: ``gbla-rec demo``, or prepare, tokenize, train and evaluate with
-    ``--recipe movielens_small``.
+    Expect: Recall@10 .059 and Recall@50 .207 on 584 users, mean of 3 seeds on an H100; the demo's seed has .064 and .212
+    (most-popular .039 and .126, item-kNN .064 and .194), in 120 s on 2 CPU cores (Xeon, 2 gloo ranks). Command:
+    ``gbla-rec demo``, or prepare, tokenize, train and evaluate with ``--recipe movielens_small``.
     """
     return RunConfig(
         name="movielens_small",
@@ -62,7 +62,7 @@ def amazon_beauty() -> RunConfig:
 
     Expect on the test users, mean of 3 seeds, own history neither removed nor masked: joint Recall@10 .0893, NDCG@10 .0513; generative
     alone with 50 beams .0841, .0475; item-level head alone .0850, .0493 (``SSSS`` in place of ``SGGS``: .0887, .0505; .0857, .0473;
-    .0838, .0484). On four H100s, 42 runs side by side: 38 s of one GPU a run, training and evaluation. Commands: ``gbla-rec prepare
+    .0838, .0484). On four H100s, some 32 runs side by side: 304 s a run, 38 s of one GPU. Commands: ``gbla-rec prepare
     --dataset amazon --path DIRECTORY --name amazon_beauty``, then tokenize, train and evaluate with ``--recipe amazon_beauty``;
     tables: ``benchmarks/quality/README.md``.
     Needs the extra ``text``. Another category: the same with its own ``--name`` and ``--dataset``; where its items have no text,

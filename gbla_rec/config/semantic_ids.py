@@ -16,7 +16,7 @@ class SemanticIdConfig:
     """From item embeddings to semantic IDs (residual k-means and a de-duplication level)."""
 
     embedding: EmbeddingSource = "text"
-    """``auto``: text where an item of the dataset has any, else behaviour."""
+    """``auto``: text if any item of the dataset has some, else behaviour for all."""
     embedding_file: Path | None = None
     """For ``embedding="file"``: ``.npy`` of shape (N, D) in item order, or Parquet with item_id and a list column."""
     text_encoder: TextEncoder = "tfidf"

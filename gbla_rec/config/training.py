@@ -54,7 +54,8 @@ class TrainingConfig:
     prefetch_factor: int = 4
     """Global batches that a background thread reads, plans and collates ahead of the step."""
     compile: bool = False
-    """torch.compile of the dense part (encoder, decoder, loss), with symbolic sizes: it compiles once, not for each length."""
+    """torch.compile of the dense part (encoder, decoder, loss), with symbolic sizes: it compiles for each choice of
+    kernels, not for each length."""
     profile_steps: str | None = None
     """``first:count`` or ``first``: steps (1 is the run's first) whose Chrome trace rank 0 writes into the run directory; None
     profiles nothing."""

@@ -1,7 +1,7 @@
 """Softmax attention inside jagged rows by cuDNN's fused kernels, through nvidia-cudnn-frontend (extra ``cudnn``).
 
 torch reaches the same kernels for dense batches; its private ragged call, by its source, keeps no plan and reads the longest row of a
-backward from the head width. Here plans are kept, by a key without lengths: rows come in a few classes of length
+backward from the head width. Here plans are kept, by a key of rounded sizes: rows come in a few classes of length
 (``length_classes.py``), their number and the longest are rounded up to buckets, and rows of other classes are gaps between the rows.
 """
 
