@@ -43,7 +43,7 @@ def steps(num_steps):
 def write_log(directory):
     """A log of 30 users, 40 items and 360 events, in files whose names a shell would change."""
     rows = [(f"u{user}", f"i{(user + k) % 40}", 1000 * user + k) for user in range(30) for k in range(12)]
-    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(events := directory / "the $HOME log.csv")
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(events := directory / "the $$ log.csv")
     titles = [f"thing {i // 4} no {i}" for i in range(40)]
     pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "title": titles}).write_csv(items := directory / "items.csv")
     return ["--events", str(events), "--items", str(items)]
