@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gbla_rec import workspace
+from gbla_rec.doctor.storage import workspace_cure
 
 EXPECTED_ERRORS = (ValueError, OSError, NotImplementedError, FloatingPointError, ModuleNotFoundError)
 """What a user can cause: shown as one line; anything else is our bug and keeps its traceback."""
@@ -28,7 +29,8 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
         if os.environ.get(TRACEBACK):
             _end_with_traceback(error)
         rank = os.environ.get("RANK")
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        cure = workspace_cure(error)
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}{f'; {cure}' if cure else ''}", file=sys.stderr)
         _end(2, error)
     except KeyboardInterrupt as interrupt:
         print("interrupted; gbla-rec train --resume goes on from the last checkpoint, if one was saved", file=sys.stderr)

@@ -1,5 +1,6 @@
 """A directory that appears whole or not at all."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOCK_NAME = ".lock"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -20,6 +22,7 @@ def new_directory(output: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: if ``output`` exists, before or after the work.
+        OSError: if it cannot be made; one for want of room names ``output`` where it named no file.
     """
     _refuse_existing(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +40,11 @@ def new_directory(output: Path) -> Iterator[Path]:
             # mkdtemp makes the directory private; the dataset follows the user's umask
             directory.chmod(0o777 & ~_umask())
             directory.rename(output)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            # a failed write does not say where
+            raise OSError(error.errno, error.strerror, str(output)) from error
         raise
 
 

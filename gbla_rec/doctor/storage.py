@@ -22,6 +22,7 @@ CURES = {
     errno.EFBIG: "the shell limits the size of files: ulimit -f unlimited",
     errno.EROFS: "it is mounted read-only: mount it for writing",
     errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
     errno.ENOTDIR: "a part of the path is a file: remove it",
 }
 
@@ -107,3 +108,18 @@ def write_cure(error: OSError, variable: str) -> str:
     """What helps against an error of ``try_directory`` in a directory that ``variable`` names."""
     cure = CURES.get(error.errno or 0, "see that it can be written")
     return f"{cure}; or set {variable} to a directory that can be written"
+
+
+def workspace_cure(error: BaseException) -> str | None:
+    """What helps where ``error`` comes from a workspace that cannot be used, by itself or by a directory above it; else None."""
+    if not isinstance(error, OSError):
+        return None
+    root = workspace.root().absolute()
+    # os.path says no where Path raises for want of rights
+    part = next(part for part in (root, *root.parents) if os.path.exists(part))
+    if not os.path.isdir(part):
+        return f"the workspace {root} cannot be made, for {part} is a file: set {workspace.VARIABLE} to a directory that can be written"
+    # some calls name a file by its descriptor
+    paths = [Path(name).absolute() for name in (error.filename, error.filename2) if isinstance(name, str)]
+    is_there = any(path.is_relative_to(root) or root.is_relative_to(path) for path in paths)
+    return write_cure(error, workspace.VARIABLE) if is_there and error.errno in CURES else None

@@ -1,4 +1,4 @@
-"""Runs that TorchX really launches: one node of two ranks, and two nodes of one rank that meet on this machine."""
+"""What TorchX really launches: one node of two ranks, two nodes of one rank that meet on this machine, and every component in turn."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,17 +27,26 @@ def launch(tmp_path, *component_and_arguments):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process, timeout_s=120):
+def finish(process, timeout_s=120, ok=True):
     try:
         output, _ = process.communicate(timeout=timeout_s)
     finally:
         process.terminate()
-    assert process.returncode == 0, output[-8000:]
+    assert (process.returncode == 0) == ok, output[-8000:]
     return output
 
 
 def steps(num_steps):
     return ["--training.num-steps", str(num_steps), "--training.validate-every", str(num_steps), "--training.save-every", str(num_steps)]
+
+
+def write_log(directory):
+    """A log of 30 users, 40 items and 360 events, in files whose names a shell would change."""
+    rows = [(f"u{user}", f"i{(user + k) % 40}", 1000 * user + k) for user in range(30) for k in range(12)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(events := directory / "the $$ log.csv")
+    titles = [f"thing {i // 4} no {i}" for i in range(40)]
+    pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "title": titles}).write_csv(items := directory / "items.csv")
+    return ["--events", str(events), "--items", str(items)]
 
 
 def free_port():
@@ -90,3 +100,35 @@ def test_two_nodes_meet_at_the_first_one_and_train_one_run(tiny_workspace, tmp_p
     assert (progress["step"], progress["world_size"]) == (2, 2)
     # each node is a torchrun of its own
     assert sorted(path.name for path in tmp_path.glob("logs/*/*/train/*")) == ["0", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_component_in_turn_leads_from_a_log_to_an_evaluated_run(workspace, tmp_path):
+    def component(name, *arguments):
+        return launch(tmp_path, f"torchx/components.py:{name}", *arguments)
+
+    # beside the others: it needs nothing of them
+    benchmark = component("benchmark", "--script", "training_step", "--", "--smoke", "--compile", "off", "--patterns", "SG")
+    prepared = finish(component("prepare", "--", "--name", "tiny", *(log := write_log(tmp_path))))
+    assert f"{workspace}/datasets/tiny: 30 users, 40 items, 360 events" in prepared
+    # what an app could not do, torchx run could not do either
+    assert "datasets/tiny exists; delete it" in finish(component("prepare", "--", "--name", "tiny", *log), ok=False)
+    finish(component("tokenize", "--", *TINY))
+    table = pl.read_parquet(workspace / "semantic_ids/tiny/table.parquet")
+    assert table.height == 40 and not table.select(pl.col("^code_.*$")).is_duplicated().any()
+    finish(component("train", "--", *TINY, *steps(2)))
+    checkpoint, progress = the_only_checkpoint(workspace)
+    assert (progress["step"], progress["world_size"]) == (2, 1)
+    run_dir = checkpoint.parents[1]
+    assert f"written to {run_dir}/results.json" in finish(component("evaluate", "-j", "1x2", "--", "--name", "tiny"))
+    results = json.loads((run_dir / "results.json").read_text())
+    assert (results["checkpoint"], results["protocol"]["users"]) == ("step_00000002", 30)
+    assert list(results["methods"]) == ["tiny", "most-popular", "item-kNN"]
+    # each rank ranked a share of the users, and none was lost or ranked twice
+    assert sorted(pl.read_parquet(run_dir / "per_user.parquet")["user_row"]) == list(range(30))
+    assert sorted(path.name for path in tmp_path.glob("logs/*/*/torchelastic/evaluate/*/attempt_0/*")) == ["0", "1"]
+    finish(benchmark)
+    report = json.loads((workspace / "benchmarks/training_step.json").read_text())
+    assert report["command"] == "python benchmarks/training_step.py --smoke --compile off --patterns SG"
+    assert [row["history"] for row in report["rows"]] == [64, 128] and all(row["tokens/s"] > 0 for row in report["rows"])
