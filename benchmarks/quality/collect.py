@@ -25,14 +25,11 @@ from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means
 from gbla_rec.evaluation.compare import METHOD, compare
 from gbla_rec.evaluation.per_user import values_of
 from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
+from gbla_rec.evaluation.table import SLICE_TITLES
 
 NUM_SAMPLES = 2_000
 SHOWN_CUTOFF = 10
 """Differences are shown at this cutoff, or at the largest one below it."""
-SLICES = {
-    "history_length": "By the length of a user's history",
-    "rarest_target_events": "Cold items: by the training events of the rarest target",
-}
 NOTES = (
     "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams{of_joint}, items of the own history {history}. Test "
     "at the checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
@@ -192,12 +189,11 @@ def sweep_figures(row: Row) -> Iterator[dict[str, Any]]:
     """One line per number of beams and score: means over seeds."""
     swept = [run.results["beam_sweep"] for run in row.group.runs]
     for same_beams in zip(*swept, strict=True):
-        for score, first_name in row.scores.items():
+        for score in row.scores:
             names = [run.results["scores"][score] for run in row.group.runs]
             found = [beams["methods"].get(name) for beams, name in zip(same_beams, names, strict=True)]
             if None not in found:
-                means = {metric: mean(methods[metric]["mean"] for methods in found) for metric in same_beams[0]["methods"][first_name]}
-                yield {"configuration": row.name, "score": score, "beams": same_beams[0]["num_beams"], "seeds": len(swept), **means}
+                yield {"configuration": row.name, "score": score, "beams": same_beams[0]["num_beams"], "seeds": len(swept), **_means(found)}
 
 
 def other_history_figures(row: Row) -> Iterator[dict[str, Any]]:
@@ -214,13 +210,13 @@ def slice_tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     tables: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         main_score = next(iter(row.scores))
-        for kind, title in SLICES.items():
+        for kind, title in SLICE_TITLES.items():
             for same_slice in zip(*(run.results["slices"].get(kind, []) for run in row.group.runs), strict=True):
                 if not same_slice[0]["users"]:
                     continue
                 of_runs = [one["methods"][run.results["scores"][main_score]] for one, run in zip(same_slice, row.group.runs, strict=True)]
                 line = {"configuration": row.name, "score": main_score, "slice": same_slice[0]["label"], "users": same_slice[0]["users"]}
-                tables.setdefault(title, []).append({**line, **_means(of_runs)})
+                tables.setdefault(f"By {title}", []).append({**line, **_means(of_runs)})
     return tables
 
 

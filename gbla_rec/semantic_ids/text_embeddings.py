@@ -24,8 +24,13 @@ SEPARATORS = re.compile(r"[|;/>_]+")
 
 
 def has_text(dataset: PreparedDataset, columns: Sequence[str] = ()) -> bool:
-    """Whether any item has a letter or digit in ``columns``, or, if they are empty, in any text column."""
-    columns = [column for column in columns or dataset.manifest.text_columns if column in dataset.manifest.text_columns]
+    """Whether any item has a letter or digit in ``columns``, or, if they are empty, in any text column.
+
+    Raises:
+        ValueError: if the dataset lacks one of ``columns``.
+    """
+    _require_text_columns(dataset, columns)
+    columns = columns or dataset.manifest.text_columns
     texts = dataset.items().select(columns)
     return any(character.isalnum() for name in columns for text in texts[name].drop_nulls() for character in text)
 
@@ -44,15 +49,20 @@ def item_texts(dataset: PreparedDataset, columns: Sequence[str] = ()) -> list[st
     cure = "give an item table to prepare (--items), or use embedding='behaviour' (--semantic-ids.embedding behaviour)"
     if not present:
         raise ValueError(f"{dataset.path}: SemanticIdConfig.embedding='text' needs item text, the dataset has no text columns; {cure}")
-    unknown = [column for column in columns if column not in present]
-    if unknown:
-        raise ValueError(f"{dataset.path}: SemanticIdConfig.text_columns must be among the text columns {present}, got {unknown}")
+    _require_text_columns(dataset, columns)
     columns = columns or present
     joined = dataset.items().select(pl.concat_str(columns, separator=" | ", ignore_nulls=True).fill_null("")).to_series()
     texts = [SEPARATORS.sub(" ", text).strip() for text in joined]
     if not any(texts):
         raise ValueError(f"{dataset.path}: SemanticIdConfig.embedding='text' needs item text, {columns} are empty for every item; {cure}")
     return texts
+
+
+def _require_text_columns(dataset: PreparedDataset, columns: Sequence[str]) -> None:
+    present = dataset.manifest.text_columns
+    unknown = [column for column in columns if column not in present]
+    if unknown:
+        raise ValueError(f"{dataset.path}: SemanticIdConfig.text_columns must be among the text columns {present}, got {unknown}")
 
 
 @dataclass(frozen=True, eq=False)

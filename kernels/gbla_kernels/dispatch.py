@@ -35,7 +35,7 @@ def on_device_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
         if INTERPRETED or not _is_plain(first) or first.get_device() == torch.cuda.current_device():
             run(first, *arguments, **keywords)
         else:
-            with torch.cuda.device(first.device):
+            with torch.cuda.device(first.get_device()):
                 run(first, *arguments, **keywords)
 
     return run_there

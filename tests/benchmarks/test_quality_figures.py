@@ -161,7 +161,7 @@ def test_slices_and_the_other_history_are_means_over_seeds(tmp_path: Path) -> No
     others = {(line["configuration"], line["score"]): line["Recall@10"] for row in rows for line in other_history_figures(row)}
     expected = {(row.name, score): DIFFICULTY.mean() + above + REMOVED for row in rows for score, above in ABOVE[row.name].items()}
     assert others == pytest.approx(expected)
-    lines = slice_tables(rows)["By the length of a user's history"]
+    lines = slice_tables(rows)["By events before the targets"]
     assert [(line["configuration"], line["score"], line["slice"], line["users"]) for line in lines] == [
         ("hybrid", "joint", "0-7", 10),
         ("sasrec", "item", "0-7", 10),

@@ -58,9 +58,11 @@ def test_runs_of_the_workspace_are_named_as_in_any_copy_of_it(evaluated_runs: An
     run_dir = evaluated_runs.write("solo", 3, values(0.4, 0))
     link = tmp_path / "link"
     link.symlink_to(run_dir.parent, target_is_directory=True)
-    for root, shown in ((run_dir.parent, run_dir.name), (link, run_dir.name), (tmp_path / "elsewhere", str(run_dir))):
+    within, outside = run_dir.name, str(run_dir)
+    cases = [(run_dir.parent, run_dir, within), (link, run_dir, within), (run_dir.parent, link / within, within)]
+    for place, (root, given, shown) in enumerate([*cases, (tmp_path / "elsewhere", run_dir, outside)]):
         monkeypatch.setenv(workspace.VARIABLE, str(root))
-        text = report([run_dir]).write(tmp_path / f"out-{root.name}")[0].read_text()
+        text = report([given]).write(tmp_path / f"out-{place}")[0].read_text()
         assert f"| {shown} |" in text
 
 

@@ -128,6 +128,11 @@ def test_auto_is_text_where_any_item_has_some(make_dataset: MakeDataset, columns
     assert embedding_source(dataset, config(embedding="text", text_columns=read)) == "text", "only auto looks"
 
 
+def test_auto_refuses_a_text_column_that_is_not_there(make_dataset: MakeDataset) -> None:
+    with pytest.raises(ValueError, match=r"must be among the text columns .*'title'.*, got \['titel'\]"):
+        embedding_source(make_dataset([1, 2], {"title": ["a", "b"]}), config(embedding="auto", text_columns=("titel",)))
+
+
 def test_text_without_shared_words_still_tells_items_apart(make_dataset: MakeDataset) -> None:
     dataset = make_dataset([1, 2, 3], {"title": ["alpha", "beta", "gamma"]})
     vectors = fit_embedder(dataset, config()).embed(dataset)

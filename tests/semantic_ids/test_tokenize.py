@@ -87,6 +87,14 @@ def test_tokenizing_twice_gives_the_same_files(make_dataset: MakeDataset, tmp_pa
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+def test_auto_writes_what_it_chose_and_the_same_files(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    dataset = text_dataset(make_dataset, list(range(1, 20)))
+    for embedding in ("auto", "text"):
+        tokenize(dataset, config(embedding=embedding), tmp_path / embedding)
+    assert files_of(tmp_path / "auto") == files_of(tmp_path / "text")
+    assert json.loads((tmp_path / "auto" / "semantic_ids.json").read_text())["config"]["embedding"] == "text"
+
+
 def test_ids_are_unique_while_the_dedup_level_has_room(make_dataset: MakeDataset, tmp_path: Path) -> None:
     dataset = make_dataset(list(range(12)), {"title": ["same words"] * 12})
     roomy = tokenize(dataset, config(dedup_width=12), tmp_path / "roomy")

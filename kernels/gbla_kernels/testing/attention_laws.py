@@ -268,6 +268,24 @@ def strided_views_equal_contiguous_inputs(subject: Subject, lengths: Sequence[in
     assert_same_where_strides_do_not_count(subject, inputs, layout, strided)
 
 
+def heads_past_2_to_the_31_elements_equal_contiguous_inputs(subject: Subject, lengths: Sequence[int], seed: int) -> None:
+    """Tensors that are stored head by head, the last head from element 2**31 on; needs 4 GiB of addresses, of which little is touched."""
+    inputs, layout = subject.inputs(lengths, seed)
+    d_output = output_weights(inputs["value"]).to(subject.dtype)
+    stride, room = 2**31 // (subject.num_heads - 1), 2 * d_output.numel()
+    tensors = {**{name: inputs[name] for name in TOKEN_INPUTS}, "d_output": d_output}
+    buffer = torch.empty(stride * (subject.num_heads - 1) + room * len(tensors), dtype=subject.dtype, device=subject.device)
+
+    def by_head(x: Tensor, place: int) -> Tensor:
+        view = buffer[place * room :].as_strided(x.shape, (x[0, 0].numel(), stride, 1)[: x.dim()])
+        return view.copy_(x)
+
+    strided = {name: by_head(x, place) for place, (name, x) in enumerate(tensors.items())}
+    d_strided = strided.pop("d_output")
+    actual = subject.run({**inputs, **strided}, layout, d_output=d_strided)
+    assert_same_bits(actual, subject.run(inputs, layout, d_output=d_output))
+
+
 def expanded_output_gradient_equals_a_dense_one(subject: Subject, lengths: Sequence[int], seed: int) -> None:
     """``y.sum().backward()`` hands over a gradient with strides of zero."""
     inputs, layout = subject.inputs([*lengths, BALLAST], seed)

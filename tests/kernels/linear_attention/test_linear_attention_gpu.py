@@ -12,6 +12,7 @@ from gbla_kernels.testing.attention_laws import (
     LAWS,
     Law,
     assert_near_fp64,
+    heads_past_2_to_the_31_elements_equal_contiguous_inputs,
     output_and_gradients_equal_fp64,
     packed_batch_is_each_row_alone_bit_for_bit,
     same_call_gives_the_same_bits,
@@ -136,20 +137,4 @@ def test_offsets_past_2_to_the_31_elements() -> None:
 
 
 def test_heads_past_2_to_the_31_elements() -> None:
-    """Head-major views whose last head starts at element 2**31; bit for bit contiguous inputs."""
-    subject, stride = replace(BF16, num_heads=17), 2**27
-    inputs, layout = subject.inputs([3, 0, SPLIT + 5, BLOCK], seed=10)
-    d_output = torch.randn_like(inputs["value"])
-    buffer = torch.empty(subject.num_heads * stride, dtype=torch.bfloat16, device="cuda")
-    assert (subject.num_heads - 1) * stride == 2**31
-
-    def head_major(x: torch.Tensor, place: int) -> torch.Tensor:
-        """``x`` at ``place`` of the buffer's heads, each of which has room for all."""
-        width = x[0, 0].numel()
-        view = buffer[place * d_output.numel() :].as_strided(x.shape, (width, stride, 1)[: x.dim()])
-        return view.copy_(x)
-
-    names = ("query", "key", "value", "output_gate", "key_gate")
-    strided = {**inputs, **{name: head_major(inputs[name], place) for place, name in enumerate(names)}}
-    actual = subject.run(strided, layout, d_output=head_major(d_output, len(names)))
-    assert_same_bits(actual, subject.run(inputs, layout, d_output=d_output))
+    heads_past_2_to_the_31_elements_equal_contiguous_inputs(replace(BF16, num_heads=17), [3, 0, SPLIT + 5, BLOCK], 10)

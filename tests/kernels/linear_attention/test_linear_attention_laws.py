@@ -17,6 +17,7 @@ from gbla_kernels.testing.attention_laws import (
     Law,
     adding_a_constant_to_a_rows_gates_changes_nothing,
     gate_gradient_sums_to_zero_over_each_row,
+    heads_past_2_to_the_31_elements_equal_contiguous_inputs,
     order_of_rows_does_not_matter,
     output_and_gradients_equal_fp64,
     packed_batch_is_each_row_alone_bit_for_bit,
@@ -141,3 +142,11 @@ def test_a_layout_on_another_device_is_refused() -> None:
     elsewhere = JaggedLayout.from_lengths([3, 4]).to("meta")
     with pytest.raises(ValueError, match=r"on one device, got .*'offsets': 'cpu', 'layout': 'meta'"):
         gated_linear_attention(**inputs, offsets=layout.offsets, layout=elsewhere, backend=Backend.REFERENCE)
+
+
+@interpreted
+@pytest.mark.timeout(120)
+def test_triton_addresses_heads_past_2_to_the_31_elements() -> None:
+    """Rows of each class, and one that is split; a head's place in 32 bits would read outside of memory."""
+    subject = replace(TRITON, dtype=torch.float16, num_heads=3, key_dim=16, value_dim=16)
+    heads_past_2_to_the_31_elements_equal_contiguous_inputs(subject, [3, 0, SPLIT + 1, TINY_ROW_LIMITS[-1] + 6], 10)

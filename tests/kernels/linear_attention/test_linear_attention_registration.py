@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels import Backend, JaggedLayout, gated_linear_attention, gated_linear_attention_packed
 from gbla_kernels.dispatch import INTERPRETED
+from gbla_kernels.linear_attention import autograd
 from gbla_kernels.linear_attention.autograd import attend
+from gbla_kernels.linear_attention.launches import run_forward
 from gbla_kernels.row_splits import SPLIT
 from gbla_kernels.testing.attention_subject import Subject, Tensors, assert_same_bits, output_weights, results
 
@@ -58,6 +60,41 @@ def test_opcheck_of_one_projection(lengths: list[int], has_gates: bool) -> None:
     output, *states = torch.ops.gbla_kernels.gated_linear_attention_packed(projection, norm_weight, *tables, *options, True)
     arguments = (output_weights(output), projection, norm_weight, *states, *tables, *options)
     opcheck(torch.ops.gbla_kernels.gated_linear_attention_packed_backward.default, arguments)
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["tensors", "packed"])
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
+def test_states_are_made_for_a_backward_exactly_where_one_can_come(
+    monkeypatch: pytest.MonkeyPatch, is_packed: bool, is_compiled: bool
+) -> None:
+    made = []
+
+    def spying_forward(run: Any, x: Any, norm_weight: Any, work: Any) -> Any:
+        made.append(work.for_backward)
+        return run_forward(run, x, norm_weight, work)
+
+    monkeypatch.setattr(autograd, "run_forward", spying_forward)
+    inputs, layout = inputs_of([0, 3, SPLIT + 1])
+    projection = torch.cat([inputs[name].flatten(1) for name in ("query", "key", "query", "query", "key_gate")], dim=1)
+    weight = torch.ones(TRITON.num_heads, TRITON.key_dim, device=TRITON.device)
+    packed = {"projection": projection, "norm_weight": weight}
+    dims = {"num_heads": TRITON.num_heads, "key_dim": TRITON.key_dim, "value_dim": TRITON.key_dim}
+
+    def attend_all(**tensors: Tensor) -> Tensor:
+        options: Any = {"offsets": layout.offsets, "layout": layout, "backend": Backend.TRITON}
+        return gated_linear_attention_packed(**tensors, **dims, **options) if is_packed else gated_linear_attention(**tensors, **options)
+
+    op = torch.compile(attend_all, backend="aot_eager", fullgraph=True) if is_compiled else attend_all
+    tensors = {name: x.detach() for name, x in (packed if is_packed else inputs).items()}
+    for leaves in ((), tuple(tensors), ("norm_weight",)):
+        given = {name: x.clone().requires_grad_(name in leaves) for name, x in tensors.items()}
+        for is_recording in (True, False):
+            made.clear()
+            # each case is another graph
+            torch.compiler.reset()
+            with torch.set_grad_enabled(is_recording):
+                op(**given)
+            assert made and set(made) == {is_recording and bool(leaves)}, (leaves, is_recording)
 
 
 @pytest.mark.parametrize("direction", ["bidirectional", "causal"])
