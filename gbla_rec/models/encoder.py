@@ -45,7 +45,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:
         """``(L, D)`` to ``(L, D)``."""
         with step_part(self.mixer_part):
-            x = self._add(x, self.mixer(self.mixer_norm(x), layout), token_keys, 2 * self.index)
+            x = self._add(x, self.mixer(x, layout, norm=self.mixer_norm), token_keys, 2 * self.index)
         with step_part("encoder.ffn"):
             return self._add(x, self.ffn(self.ffn_norm(x)), token_keys, 2 * self.index + 1)
 

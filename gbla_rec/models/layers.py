@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention_packed
+from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention_packed, rms_norm_causal_conv1d
+from gbla_kernels.rms_norm_causal_conv1d.forward import MAX_DIM as MAX_FUSED_NORM_DIM
 from gbla_kernels.rotary.api import rotary_embedding
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.jagged_attention import jagged_attention
@@ -60,12 +61,10 @@ class GatedBidirectionalLinearAttention(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(heads, self.head_dim))
         self.out_projection = initialized_linear(dim, dim, scale=output_scale)
 
-    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
-        """``(L, D)`` to ``(L, D)``; rows are those of ``layout``."""
-        if self.conv_weight is not None:
-            x = causal_conv1d(x, self.conv_weight, self.conv_bias, layout.offsets, layout=layout, backend=self.backend)
+    def forward(self, x: Tensor, layout: JaggedLayout, *, norm: RMSNorm | None = None) -> Tensor:
+        """``(L, D)`` to ``(L, D)``; rows are those of ``layout``. ``norm``: of a pre-norm block, applied to ``x`` first."""
         y = gated_linear_attention_packed(
-            self.in_projection(x),
+            self.in_projection(self._convolved(x, layout, norm)),
             self.norm_weight,
             layout.offsets,
             num_heads=self.config.num_heads,
@@ -79,6 +78,15 @@ class GatedBidirectionalLinearAttention(nn.Module):
             backend=self.backend,
         )
         return self.out_projection(y.flatten(1))  # type: ignore[no-any-return]
+
+    def _convolved(self, x: Tensor, layout: JaggedLayout, norm: RMSNorm | None) -> Tensor:
+        if self.conv_weight is None:
+            return x if norm is None else norm(x)
+        conv = (self.conv_weight, self.conv_bias, layout.offsets)
+        if norm is not None and self.backend is Backend.TRITON and x.shape[1] <= MAX_FUSED_NORM_DIM:
+            # the normed values never reach memory
+            return rms_norm_causal_conv1d(x, norm.weight, *conv, eps=norm.eps, layout=layout, backend=self.backend)
+        return causal_conv1d(x if norm is None else norm(x), *conv, layout=layout, backend=self.backend)
 
 
 class SoftmaxAttention(nn.Module):
@@ -102,8 +110,9 @@ class SoftmaxAttention(nn.Module):
         self.in_projection = initialized_linear(config.model_dim, 3 * config.model_dim)
         self.out_projection = initialized_linear(config.model_dim, config.model_dim, scale=output_scale)
 
-    def forward(self, x: Tensor, layout: JaggedLayout) -> Tensor:
-        """``(L, D)`` to ``(L, D)``; rows are those of ``layout``."""
+    def forward(self, x: Tensor, layout: JaggedLayout, *, norm: RMSNorm | None = None) -> Tensor:
+        """``(L, D)`` to ``(L, D)``; rows are those of ``layout``. ``norm``: of a pre-norm block, applied to ``x`` first."""
+        x = x if norm is None else norm(x)
         query, key, value = self.in_projection(x).view(x.shape[0], 3, self.config.num_heads, self.head_dim).unbind(1)
         query, key = rotary_embedding(query, key, layout.positions, base=self.config.rope_base, backend=self.backend)
         is_causal = self.config.direction == "causal"

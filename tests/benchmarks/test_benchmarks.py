@@ -13,7 +13,7 @@ from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_er
 from gbla_kernels.testing.inputs import attention_inputs
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-GPU_SCRIPTS = ["cold_start.py", "gbla_layer.py", "linear_attention.py", "softmax_attention.py"]
+GPU_SCRIPTS = ["causal_conv1d.py", "cold_start.py", "gbla_layer.py", "linear_attention.py", "softmax_attention.py"]
 
 
 @pytest.fixture
