@@ -86,11 +86,16 @@ ONE_NEGATIVE = (
     *("--model.item-head.loss", "bce", "--model.item-head.num-sampled", "1"),
     *("--model.item-head.label-smoothing", "0.0"),
 )
+GENERATIVE = ("--model.objective", "generative")
+# codes are all that it reads
+CODE_TOKENS = (
+    *GENERATIVE,
+    *("--model.embedding.tokens", "codes", "--model.embedding.item-features", "False", *WITH_IDS),
+    *("--model.embedding.event-dropout", "0.0", "--model.embedding.token-dropout", "0.0"),
+)
 TIGER = (
-    *("--model.objective", "generative", *_encoder("SSSS"), "--model.embedding.tokens", "codes", "--model.decoder.num-layers", "4"),
-    # codes are all that it reads
-    *("--model.embedding.item-features", "False", "--model.embedding.id-dropout", "0.0"),
-    *("--model.embedding.event-dropout", "0.0", "--model.embedding.token-dropout", "0.0", "--training.num-steps", "2600", *SHORT_BATCHES),
+    *(*_encoder("SSSS"), "--model.decoder.num-layers", "4", *CODE_TOKENS),
+    *("--training.num-steps", "2600", *SHORT_BATCHES),
 )
 
 _ROWS = (
@@ -101,6 +106,13 @@ _ROWS = (
     ("ssss", "softmax attention SSSS", _encoder("SSSS")),
     ("sggs", "hybrid SGGS", _encoder("SGGS")),
     ("sgg", "hybrid SGG", _encoder("SGG")),
+    ("sggs-ids", "hybrid SGGS; multi-hash ids alone", (*_encoder("SGGS"), *IDS_ONLY)),
+    ("sggs-generative", "hybrid SGGS; trained to generate alone", (*_encoder("SGGS"), *GENERATIVE)),
+    (
+        "sggs-code-tokens",
+        "hybrid SGGS; a token for each code, as TIGER reads an event; trained to generate alone",
+        (*_encoder("SGGS"), *CODE_TOKENS),
+    ),
     ("sggs-causal", "causal hybrid SGGS", (*_encoder("SGGS"), *CAUSAL)),
     ("wggw", "windowed hybrid WGGW, 4 events on each side", (*_encoder("WGGW"), *SHORT_WINDOW)),
     ("wgg", "windowed hybrid WGG, 4 events on each side", (*_encoder("WGG"), *SHORT_WINDOW)),
@@ -138,6 +150,12 @@ TABLES = {
         configurations=("sasrec-ce", "sasrec-ce-ids", "sasrec-bce", "tiger", "sggs"),
         reference="sasrec-ce",
         text="Baselines in the same harness; item-kNN and most-popular are part of every evaluation.",
+    ),
+    "inputs": Table(
+        configurations=("sggs", "sggs-ids", "sggs-generative", "sggs-code-tokens"),
+        reference="sggs",
+        text="What the encoder reads of an event: ids, codes and features in one token (the recipe), ids alone, or a token for each code, "
+        "which has no item-level score.",
     ),
     "beams": Table(
         configurations=("sggs", "ssss"),

@@ -9,6 +9,8 @@ from torch import Tensor
 
 QUERY_BLOCK = 1024
 """Queries per block of a long row, whose form is quadratic: bounds its memory."""
+SHORT_ROW = 64
+"""Rows of up to so many tokens are padded to it: what they compute is little, what each further width launches is not."""
 MAX_SCORES = 1 << 26
 """Scores of rows that are computed at once."""
 
@@ -16,7 +18,8 @@ MAX_SCORES = 1 << 26
 def causal_rows(query: Tensor, key: Tensor, value: Tensor, logits: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """In each row, token t sees tokens <= t: ``u_t = phi(q_t) S_t`` ``(L, H, V)`` and ``c_t = phi(q_t) . n_t`` ``(L, H)``.
 
-    Several rows are padded to powers of two, and those of one padded length computed at once: their last bits depend on how many they are.
+    Several rows are padded to ``SHORT_ROW`` or the next power of two, and those of one padded length computed at once: their last bits
+    depend on how many they are.
 
     Args:
         query: ``(L, H, K)``, already feature-mapped, like key.
@@ -30,7 +33,9 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, logits: Tensor, lengt
     for padded, rows in _groups(lengths, query.shape[1]):
         tokens, is_real = _tokens(lengths, rows, padded)
         index = tokens.to(query.device)
-        attended, normalizer = _causal(*(tensor[index] for tensor in tensors))
+        # its backward adds in place, where that of indexing sorts; the gradient of padding is zero
+        padded_rows = (tensor.index_select(0, index.flatten()).unflatten(0, index.shape) for tensor in tensors)
+        attended, normalizer = _causal(*padded_rows)
         kept = is_real.to(query.device)
         places.append(index[kept])
         outputs.append(attended[kept])
@@ -49,7 +54,7 @@ def _groups(lengths: Sequence[int], num_heads: int) -> Iterator[tuple[int, list[
         if length > QUERY_BLOCK:
             yield length, [row]
         elif length:
-            by_width.setdefault(1 << (length - 1).bit_length(), []).append(row)
+            by_width.setdefault(max(1 << (length - 1).bit_length(), SHORT_ROW), []).append(row)
     for width, rows in by_width.items():
         at_once = max(MAX_SCORES // (num_heads * width * width), 1)
         for first in range(0, len(rows), at_once):
