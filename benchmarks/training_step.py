@@ -5,6 +5,7 @@ budget is per GPU: weak scaling), ``python benchmarks/training_step.py --smoke``
 ``--history-lengths zipf`` trains on histories of many lengths, which ranks share by ``--balance``, and reports waiting.
 """
 
+import argparse
 import gc
 import itertools
 import shlex
@@ -49,6 +50,8 @@ from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 
+Rows = list[dict[str, Any]]
+
 TARGETS_PER_HISTORY = 32
 RESERVE = 0.3
 """Of a GPU, beside the tables. With the default the planner keeps one of two tables of 50 M x 128 off a GPU of 80 GB: a slow step."""
@@ -59,15 +62,22 @@ def main() -> None:
     sizes = sizes_of(arguments)
     with process_group() as device:
         workloads = workloads_of(arguments, sizes, dist.get_world_size())
-        rows, parts, ranks, plan = measure_all(sizes, workloads, compiled_choices(arguments.compile), device)
-        if dist.get_rank() == 0:
-            tables = {"Kernel time by part (ms per step, rank 0)": parts, "Time of a step, one pattern against the other": ratios(rows)}
-            is_zipf = arguments.history_lengths == "zipf"
-            if dist.get_world_size() > 1 or is_zipf:
-                tables["Ranks"] = ranks
-            command = " ".join(["python" if dist.get_world_size() == 1 else "torchrun ...", shlex.join(sys.argv)])
-            name = f"weak_scaling_{dist.get_world_size()}" if is_zipf else "training_step"
-            print(write_report(name, rows, command, notes(sizes, plan, is_zipf), tables=tables, directory=arguments.directory))
+        for rows, parts, ranks, plan in measure_all(sizes, workloads, compiled_choices(arguments.compile), device):
+            # after each row: a long run that is stopped keeps what it has
+            if dist.get_rank() == 0:
+                write(arguments, sizes, rows, parts, ranks, plan)
+
+
+def write(arguments: argparse.Namespace, sizes: Sizes, rows: Rows, parts: Rows, ranks: Rows, plan: str) -> None:
+    """The report so far."""
+    tables = {"Kernel time by part (ms per step, rank 0)": parts, "Time of a step, one pattern against the other": ratios(rows)}
+    is_zipf = arguments.history_lengths == "zipf"
+    if dist.get_world_size() > 1 or is_zipf:
+        tables["Ranks"] = ranks
+    tables = {title: table for title, table in tables.items() if table}
+    command = " ".join(["python" if dist.get_world_size() == 1 else "torchrun ...", shlex.join(sys.argv)])
+    name = f"weak_scaling_{dist.get_world_size()}" if is_zipf else "training_step"
+    print(write_report(name, rows, command, notes(sizes, plan, is_zipf), tables=tables, directory=arguments.directory), flush=True)
 
 
 def compiled_choices(choice: str) -> list[bool]:
@@ -86,7 +96,8 @@ def notes(sizes: Sizes, plan: str, is_zipf: bool) -> str:
         f"D={sizes.model_dim}, H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code "
         f"levels, {TARGETS_PER_HISTORY} targets per history, kernels={sizes.kernels}, bf16 autocast on CUDA, no activation "
         f"checkpointing. {histories}, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {num_warm} warm "
-        f"steps, then the mean of {sizes.steps}. Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
+        f"steps, then the mean of {sizes.steps}. First step: its seconds, what is compiled for it and for no row before it included. "
+        "Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
         "outside = 1 - time with a kernel or copy running / step time without the profiler. MFU counts products only "
         "(gbla_rec/config/multiply_adds.py), mean of the GPUs. Ranks: shares of the profiled steps, as long as they took; kernels may "
         "run beside each other. compute: any kernel that is not NCCL's; all-to-all and all-reduce: the shortest time of "
@@ -98,12 +109,11 @@ def notes(sizes: Sizes, plan: str, is_zipf: bool) -> str:
 
 def measure_all(
     sizes: Sizes, workloads: list[Workload], compiled: list[bool], device: torch.device
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]], str]:
-    """Rows of the main table, of the parts and of the ranks, and the sharding plan."""
-    rows: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    ranks: list[dict[str, Any]] = []
-    plan = ""
+) -> Iterator[tuple[Rows, Rows, Rows, str]]:
+    """Rows of the main table, of the parts and of the ranks, and the sharding plan: all so far, after each row of the main table."""
+    rows: Rows = []
+    parts: Rows = []
+    ranks: Rows = []
     for pattern in sizes.patterns:
         step = TrainingStep(sizes, pattern, device)
         plan = describe_plan(step.model)
@@ -116,10 +126,10 @@ def measure_all(
                 ranks += [{**name, **rank} for rank in measured["ranks"]]
                 if dist.get_rank() == 0:
                     print(rows[-1], parts[-1], sep="\n", flush=True)
+                yield rows, parts, ranks, plan
         del step
         gc.collect()
         torch.cuda.empty_cache()
-    return rows, parts, ranks, plan
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,7 +142,8 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**dict(zip(keys, case, strict=True)), f"{other} / {patterns[0]}": times[other, *case] / times[patterns[0], *case]}
         for case in cases
         for other in patterns[1:]
-        if times[other, *case] is not None and times[patterns[0], *case] is not None
+        # not measured, or not yet
+        if times.get((other, *case)) is not None and times.get((patterns[0], *case)) is not None
     ]
 
 
@@ -185,7 +196,11 @@ class TrainingStep:
         batches = Prefetcher(lambda: self._batches(workload), 4, start=self._choose_device)
         with batches, ScheduledCollection():
             trained = train_steps(self.model, self.optimizer, self.device, self._forward, itertools.islice(batches, total), 1)
-            for _ in range(num_warm):
+            started = time.perf_counter()
+            next(trained)
+            self._synchronize()
+            first_seconds = time.perf_counter() - started
+            for _ in range(num_warm - 1):
                 next(trained)
             self._synchronize()
             waited, num_plans, started = batches.seconds_waited, num_compiled_plans(), time.perf_counter()
@@ -197,6 +212,7 @@ class TrainingStep:
             events, profiled_seconds = self._profile(trained)
             assert not list(trained)
         row = self._row(timed, seconds, waited, busy_seconds(events) / self.sizes.profiled_steps)
+        row["first step (s)"] = first_seconds
         parts = {part: 1000 * spent / self.sizes.profiled_steps for part, spent in sorted(kernel_seconds(events).items())}
         ranks = self._ranks(timed, seconds, events, profiled_seconds, num_plans)
         return {"row": row, "parts": parts, "ranks": ranks}

@@ -32,7 +32,9 @@ def test_smoke_run_writes_every_table_without_polars(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "training_step.json").read_text())
     assert [(row["pattern"], row["history"]) for row in report["rows"]] == [("SG", 64), ("SG", 128), ("SS", 64), ("SS", 128)]
-    assert all(row["tokens/s"] > 0 and row["ms/step"] > 0 for row in report["rows"])
+    assert all(row["tokens/s"] > 0 and row["ms/step"] > 0 and row["first step (s)"] > 0 for row in report["rows"])
+    # after each row, so that a run that is stopped leaves what it has
+    assert done.stdout.count("training_step.md") == len(report["rows"])
     ratios = report["tables"]["Time of a step, one pattern against the other"]
     assert [row["SS / SG"] for row in ratios] == [report["rows"][2 + i]["ms/step"] / report["rows"][i]["ms/step"] for i in (0, 1)]
 
