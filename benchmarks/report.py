@@ -35,6 +35,7 @@ def write_report(
     notes: str,
     *,
     tables: Mapping[str, list[dict[str, Any]]] | None = None,
+    details: Mapping[str, list[dict[str, Any]]] | None = None,
     plots: Sequence[Path] = (),
     origin: Mapping[str, Any] | None = None,
     directory: Path = RESULTS,
@@ -47,6 +48,7 @@ def write_report(
         command: the command line that was run, from the root of the repository.
         notes: what was measured and how (shapes, median of how many runs, the peer).
         tables: further tables by title, rows as above.
+        details: tables that only the JSON has.
         plots: images in ``directory`` to show under the tables.
         origin: ``hardware``, ``versions`` and ``commit`` of figures that another machine or commit made; None: this process's.
         directory: where the files go; made if need be.
@@ -59,6 +61,8 @@ def write_report(
     report = {"name": name, "date": date, "command": command, **made_by, "notes": notes, "rows": rows}
     if tables:
         report["tables"] = dict(tables)
+    if details:
+        report["details"] = dict(details)
     if plots:
         report["plots"] = [plot.name for plot in plots]
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Writes the report of a table from its finished runs: ``python -m benchmarks.quality.collect TABLE --dataset D``.
 
 ``benchmarks/results/quality_<table>_<dataset>.md`` and ``.json``: means over seeds with the spread of the seeds and the interval over
-users, the paired differences to the table's reference row, and what each row cost. Give it the options that the runs were made with.
+users, the paired differences to the table's reference row and of each row to each, and what each row cost; all metrics of these
+are in the JSON alone. Give it the options that the runs were made with.
 """
 
 import argparse
@@ -30,12 +31,16 @@ from gbla_rec.evaluation.table import SLICE_TITLES
 NUM_SAMPLES = 2_000
 SHOWN_CUTOFF = 10
 """Differences are shown at this cutoff, or at the largest one below it."""
+PAIRS, ALL_PAIRS = "Main scores, row against row", "Main scores, row against row, all metrics"
+ALL_FIGURES = "All figures"
+"""Titles of tables; the last two are in the JSON alone."""
 NOTES = (
     "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams{of_joint}, items of the own history {history}. Test "
     "at the checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
     "the seed-averaged metric over users). Differences are to `{reference}`, by the same score where it has it, and of its own other "
     "scores to its main one. {method} "
-    "Baselines without seeds are those of one run. Hardware, versions and commit are those of the runs.{unfinished}"
+    "Baselines without seeds are those of one run. Hardware, versions and commit are those of the runs. The JSON beside this page has all "
+    "metrics of all pairs of rows.{unfinished}"
 )
 
 
@@ -96,9 +101,11 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
             f"the reference row {TABLES[table].reference!r} must have a finished run; finished are {sorted(by_name) or 'none'}"
         )
     figures = [figure for row in rows for figure in row_figures(row, reference)] + list(baseline_figures(reference))
-    tables = {"Cost": [cost(row) for row in rows], "All figures": figures}
+    tables, details = {"Cost": [cost(row) for row in rows]}, {ALL_FIGURES: figures}
     if len(rows) > 1:
-        tables = {"Main scores, row against row": [line for pair in combinations(rows, 2) for line in pair_figures(*pair)], **tables}
+        details[ALL_PAIRS] = [line for pair in combinations(rows, 2) for line in pair_figures(*pair)]
+        cutoff = f"@{_shown_cutoff(figures)}"
+        tables = {PAIRS: [line for line in details[ALL_PAIRS] if line["metric"].endswith(cutoff)], **tables}
     tables = {**{name: lines for name, lines in slice_tables(rows).items() if lines}, **tables}
     if removed := [line for row in rows for line in other_history_figures(row)]:
         tables = {f"Items of the own history {_other_history(reference)}": removed, **tables}
@@ -107,7 +114,7 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
         tables = {"Beams": sweep, **tables}
     notes = _notes(TABLES[table], dataset, jobs, rows, reference)
     name, origin = f"quality_{table}_{dataset}", _origin(rows)
-    return write_report(name, _shown(figures), command, notes, tables=tables, origin=origin, directory=directory)
+    return write_report(name, _shown(figures), command, notes, tables=tables, details=details, origin=origin, directory=directory)
 
 
 def finished_rows(jobs: Sequence[RunJob]) -> list[Row]:
@@ -246,8 +253,7 @@ def cost(row: Row) -> dict[str, Any]:
 
 def _shown(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One readable line per configuration and score, from the lines per metric."""
-    cutoffs = sorted({int(figure["metric"].partition("@")[2]) for figure in figures})
-    shown_cutoff = max([cutoff for cutoff in cutoffs if cutoff <= SHOWN_CUTOFF], default=cutoffs[0])
+    shown_cutoff = _shown_cutoff(figures)
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for figure in figures:
         key = (figure["configuration"], figure["score"])
@@ -258,6 +264,11 @@ def _shown(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             interval = f"{figure['difference low']:+.4f} to {figure['difference high']:+.4f}"
             line[f"difference of {figure['metric']} (over users)"] = f"{figure['difference']:+.4f} ({interval})"
     return list(lines.values())
+
+
+def _shown_cutoff(figures: Sequence[Mapping[str, Any]]) -> int:
+    cutoffs = sorted({int(figure["metric"].partition("@")[2]) for figure in figures})
+    return max([cutoff for cutoff in cutoffs if cutoff <= SHOWN_CUTOFF], default=cutoffs[0])
 
 
 def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Row], reference: Row) -> str:

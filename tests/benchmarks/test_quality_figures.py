@@ -132,7 +132,7 @@ def test_rows_of_mixed_objectives_are_held_to_the_same_score_or_the_main_one(
     jobs = [job for name in ABOVE for job in jobs_of(tmp_path, name)]
     page = write_table("mixed", "films", jobs, "the command", tmp_path)
     report = json.loads(page.with_suffix(".json").read_text())
-    figures = {(line["configuration"], line["score"]): line for line in report["tables"]["All figures"] if line["metric"] == "Recall@10"}
+    figures = {(line["configuration"], line["score"]): line for line in report["details"]["All figures"] if line["metric"] == "Recall@10"}
     scores = [(name, score) for name, above in ABOVE.items() for score in above]
     assert list(figures) == [*scores, ("item-kNN", "")], "baselines come once, and no score of a model is one"
     main = next(iter(ABOVE[reference]))

@@ -64,18 +64,20 @@ def test_a_table_is_trained_evaluated_and_reported_and_done_only_once(tiny_works
 
     assert collect.main([*arguments, "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "quality_tiny_tiny.json").read_text())
-    figures = {(line["configuration"], line["metric"]): line for line in report["tables"]["All figures"]}
+    figures = {(line["configuration"], line["metric"]): line for line in report["details"]["All figures"]}
     results = {name: json.loads(next(tiny_workspace.glob(f"runs/tiny.{name}.seed0/*/results.json")).read_text()) for name in ("sgg", "sss")}
     means = {name: found["methods"][f"tiny.{name}.seed0"]["Recall@5"]["mean"] for name, found in results.items()}
     assert figures["sgg", "Recall@5"]["mean"] == pytest.approx(means["sgg"])
     assert figures["sgg", "Recall@5"]["difference"] == pytest.approx(means["sgg"] - means["sss"])
     assert "difference" not in figures["sss", "Recall@5"] and ("item-kNN", "Recall@5") in figures
     assert [line["configuration"] for line in report["rows"]] == ["sgg", "sss", "most-popular", "item-kNN"]
-    pairs = {line["metric"]: line for line in report["tables"]["Main scores, row against row"]}
+    pairs = {line["metric"]: line for line in report["details"]["Main scores, row against row, all metrics"]}
     assert {(line["first"], line["second"]) for line in pairs.values()} == {("sgg (generative)", "sss (generative)")}
     assert pairs["Recall@5"]["difference"] == f"{means['sgg'] - means['sss']:+.4f}"
     assert all(line["train s"] > 1 and line["evaluate s"] > 1 for line in report["tables"]["Cost"])
     text = (tmp_path / "quality_tiny_tiny.md").read_text()
+    assert [line["metric"] for line in report["tables"]["Main scores, row against row"]] == ["Recall@5", "NDCG@5"]
+    assert "All figures" not in text and "all metrics\n" not in text
     assert "hybrid SGG" in text and "Unfinished" not in text and "benchmarks.quality.run tiny --dataset tiny" in text
 
 
