@@ -1,5 +1,7 @@
 import json
+import os
 import runpy
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -112,3 +114,23 @@ def test_ranks_that_find_another_ranking_are_not_called_the_same(benchmarks_on_p
     assert row["same as 1"] and row["speed-up over 1"] == 1.6
     # the metrics are the same, the items are not
     assert not row_against(one, found([[3, 6], [4, 5]], 2, 5.0))["same as 1"]
+
+
+def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_four_times(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = str(BENCHMARKS / "kernel_resources.py")
+    command = [sys.executable, script, "--quick", "--head-dims", "64", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = {row["kernel"]: row for row in json.loads((tmp_path / "kernel_resources.json").read_text())["rows"]}
+    assert set(kernels) == {"state_kernel", "combine_states_kernel", "output_kernel"}
+    assert all(row["stack (bytes)"] == row["local"] == 0 and row["instructions"] > 100 for row in kernels.values()), "nothing is spilled"
+    # a multiprocessor has 65,536 registers: at 129 a thread, three programs of 128 threads are left
+    assert kernels["output_kernel"]["registers"] <= 128 and kernels["output_kernel"]["programs"] == 4
+
+
+def test_programs_at_once_are_bound_by_what_runs_out_first(benchmarks_on_path):
+    from kernel_resources import programs_at_once
+
+    assert programs_at_once(128, 128, 0) == 4 and programs_at_once(128, 129, 0) == 3
+    assert programs_at_once(128, 64, 100_000) == 2 and programs_at_once(1024, 16, 0) == 2 and programs_at_once(32, 16, 0) == 32

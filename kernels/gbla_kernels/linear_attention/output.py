@@ -143,7 +143,8 @@ def output_kernel(
     """
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
-    i_head = (i_partial % H).to(tl.int64)
+    # 64 bits in the addresses alone: as a 64-bit index it takes the registers of a fourth program on a multiprocessor
+    i_head = i_partial % H
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
     i_slot = tl.load(p_split).to(tl.int32)
@@ -172,10 +173,10 @@ def output_kernel(
         row_state = 0.0
         row_normalizer = 0.0
     emit_output(
-        query + start * stride_qt + i_head * stride_qh,
-        output_gate + start * stride_zt + i_head * stride_zh,
+        query + start * stride_qt + i_head.to(tl.int64) * stride_qh,
+        output_gate + start * stride_zt + i_head.to(tl.int64) * stride_zh,
         norm_weight + i_head * V,
-        out + start * stride_ot + i_head * stride_oh,
+        out + start * stride_ot + i_head.to(tl.int64) * stride_oh,
         state,
         normalizer,
         stats,

@@ -1,0 +1,152 @@
+"""Registers, spills, shared memory and instructions of the kernels of the op, compiled for Hopper; runs anywhere, without a GPU.
+
+``python benchmarks/kernel_resources.py`` (bf16; the table goes to benchmarks/results). What fits on a multiprocessor at once bounds a
+kernel that waits: look here before a change of a kernel goes to a GPU.
+"""
+
+# L tokens, H heads, K = V head width (docs/shapes.md)
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from report import results_directory, write_report
+from triton.backends.compiler import GPUTarget
+
+NUM_HEADS = 8
+HEAD_DIMS = (64, 128)
+ROW_LENGTHS = {32_768: "long row", 200: "up to 256 tokens", 60: "up to 64", 30: "up to 32", 10: "up to 16"}
+"""A length for each way in which rows are computed."""
+CAPABILITY = 90
+MULTIPROCESSOR = {"registers": 65_536, "shared": 228 * 1024, "threads": 2048, "programs": 32}
+REGISTER_UNIT, SHARED_PER_PROGRAM = 8, 1024
+"""Registers of a thread are allotted in eights; a program takes some shared memory for itself (NVIDIA's tuning guide for Hopper)."""
+Rows = list[dict[str, Any]]
+
+
+class CompileOnly:
+    """What Triton asks of a driver before it loads a kernel; there is no device."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS)
+    parser.add_argument("--quick", action="store_true", help="the forward of a long row only")
+    parser.add_argument("--out", type=Path, help="directory of the results (default: benchmarks/results; with --quick in the workspace)")
+    arguments = parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        parser.error("TRITON_INTERPRET must not be set: interpreted kernels are not compiled")
+    triton.runtime.driver.set_active(CompileOnly())
+    rows: Rows = []
+    for head_dim in arguments.head_dims:
+        for length, name in list(ROW_LENGTHS.items())[: 1 if arguments.quick else None]:
+            for row in compiled_kernels(length, head_dim, with_backward=not arguments.quick):
+                rows.append({"row": name, "K": head_dim, **row})
+                print(rows[-1], flush=True)
+    command = "python " + shlex.join(sys.argv)
+    directory = results_directory(arguments.out, is_whole=not arguments.quick)
+    print(write_report("kernel_resources", rows, command, notes(), directory=directory))
+
+
+def notes() -> str:
+    return (
+        f"The kernels of gated_linear_attention, compiled for compute capability 9.0: bf16, H = {NUM_HEADS}, K = V, elu1, normalised, both "
+        "gates and the norm on, eager mode. Registers and stack (what is spilled, in bytes of a thread): cuobjdump. Programs: how many a "
+        "multiprocessor holds at once by registers, shared memory and threads. Instructions: of the whole kernel (nvdisasm); local: those "
+        "that touch the stack. Nothing is run or timed."
+    )
+
+
+def compiled_kernels(length: int, head_dim: int, *, with_backward: bool) -> Rows:
+    """One line per launch of a forward, and of a backward, of one row of ``length`` tokens."""
+    from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
+    from gbla_kernels.linear_attention import api, autograd
+
+    found: Rows = []
+
+    def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., None]:
+        def compile_instead(*arguments: Any, **keywords: Any) -> None:
+            found.append(resources(kernel.fn.__name__, kernel.warmup(*arguments, grid=(1,), **keywords)))
+
+        return compile_instead
+
+    # the op's own choice of kernels and of their parameters, on tensors that no kernel reads
+    autograd.launch = launch
+    api.require_triton_device = lambda op, tensor: None
+    layout = JaggedLayout.from_lengths([length])
+    width = NUM_HEADS * head_dim
+    projection = torch.zeros(length, 4 * width + 64, dtype=torch.bfloat16)
+    *wide, key_gate, _ = projection.split([width] * 4 + [NUM_HEADS, 64 - NUM_HEADS], dim=-1)
+    query, key, value, output_gate = (part.view(length, NUM_HEADS, head_dim) for part in wide)
+    leaves = [query, key, value, key_gate, output_gate, torch.ones(NUM_HEADS, head_dim, dtype=torch.bfloat16)]
+    leaves = [leaf.detach().requires_grad_(with_backward) for leaf in leaves]
+    output = gated_linear_attention(*leaves, layout.offsets, layout=layout, backend=Backend.TRITON)
+    if with_backward:
+        torch.autograd.grad(output, leaves, torch.zeros_like(output))
+    return found
+
+
+def resources(name: str, compiled: Any) -> dict[str, Any]:
+    """What one compiled kernel takes."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        usage = tool("cuobjdump", "-res-usage", path)
+        code = tool("nvdisasm", "-c", path)
+    match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if match is None:
+        raise RuntimeError(f"cuobjdump must print REG and STACK, got {usage!r}")
+    registers, stack = map(int, match.groups())
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
+    threads, shared = 32 * compiled.metadata.num_warps, compiled.metadata.shared
+    return {
+        "kernel": name,
+        "warps": compiled.metadata.num_warps,
+        "registers": registers,
+        "stack (bytes)": stack,
+        "shared memory (bytes)": shared,
+        "programs": programs_at_once(threads, registers, shared),
+        "instructions": len(instructions),
+        "local": sum(each in ("LDL", "STL") for each in instructions),
+    }
+
+
+def programs_at_once(threads: int, registers: int, shared: int) -> int:
+    """Programs of so many threads, registers a thread and bytes of shared memory that a multiprocessor holds."""
+    allotted = -(-registers // REGISTER_UNIT) * REGISTER_UNIT
+    return min(
+        MULTIPROCESSOR["registers"] // (allotted * threads),
+        MULTIPROCESSOR["shared"] // (shared + SHARED_PER_PROGRAM),
+        MULTIPROCESSOR["threads"] // threads,
+        MULTIPROCESSOR["programs"],
+    )
+
+
+def tool(name: str, *arguments: Any) -> str:
+    """Output of one of the CUDA tools that Triton's wheel brings."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run(
+        [path, *map(str, arguments)], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
+    ).stdout
+
+
+if __name__ == "__main__":
+    main()
