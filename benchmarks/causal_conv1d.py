@@ -29,6 +29,7 @@ CASES = (uniform(1, 2048), uniform(1, 32768), uniform(32, 2048), zipf(), short()
 BYTES_PER_ELEMENT = 2
 TENSORS_MOVED = {"forward": 2, "forward+backward": 5}
 """Tensors of (L, D) that must move: x in, y out; backward: x and dy in, dx out. Weights are small."""
+
 Op = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """From x, norm_weight, weight and bias to y."""
 

@@ -27,9 +27,12 @@ HEAD_DIMS = (64, 128)
 ROW_LENGTHS = {32_768: "long row", 200: "up to 256 tokens", 60: "up to 64", 30: "up to 32", 10: "up to 16"}
 """A length for each way in which rows are computed."""
 CAPABILITY = 90
-MULTIPROCESSOR = {"registers": 65_536, "shared": 228 * 1024, "threads": 2048, "programs": 32}
+SCHEDULERS, SCHEDULER_REGISTERS = 4, 16_384
+"""Of a multiprocessor; a warp's registers lie in those of its scheduler."""
+SHARED_BYTES, MAX_THREADS, MAX_PROGRAMS = 228 * 1024, 2048, 32
 REGISTER_UNIT, SHARED_PER_PROGRAM = 8, 1024
 """Registers of a thread are allotted in eights; a program takes some shared memory for itself (NVIDIA's tuning guide for Hopper)."""
+
 Rows = list[dict[str, Any]]
 
 
@@ -68,10 +71,10 @@ def main() -> None:
 
 def notes() -> str:
     return (
-        f"The kernels of gated_linear_attention, compiled for compute capability 9.0: bf16, H = {NUM_HEADS}, K = V, elu1, normalised, both "
-        "gates and the norm on, eager mode. Registers and stack (what is spilled, in bytes of a thread): cuobjdump. Programs: how many a "
-        "multiprocessor holds at once by registers, shared memory and threads. Instructions: of the whole kernel (nvdisasm); local: those "
-        "that touch the stack. Nothing is run or timed."
+        f"The kernels of gated_linear_attention, compiled for compute capability 9.0: bf16, H = {NUM_HEADS}, K = V, elu1, normalised, "
+        "both gates and the norm on, eager mode, a forward whose gradients are wanted. Registers, and stack (what is spilled, in bytes of "
+        "a thread): cuobjdump. Programs: how many a multiprocessor holds at once by registers, shared memory and threads. Instructions: "
+        "of the whole kernel (nvdisasm); local: those that touch the stack. Nothing is run or timed."
     )
 
 
@@ -115,7 +118,7 @@ def resources(name: str, compiled: Any) -> dict[str, Any]:
     if match is None:
         raise RuntimeError(f"cuobjdump must print REG and STACK, got {usage!r}")
     registers, stack = map(int, match.groups())
-    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]\s+)?([A-Z0-9]+)", code, re.MULTILINE)
     threads, shared = 32 * compiled.metadata.num_warps, compiled.metadata.shared
     return {
         "kernel": name,
@@ -132,12 +135,9 @@ def resources(name: str, compiled: Any) -> dict[str, Any]:
 def programs_at_once(threads: int, registers: int, shared: int) -> int:
     """Programs of so many threads, registers a thread and bytes of shared memory that a multiprocessor holds."""
     allotted = -(-registers // REGISTER_UNIT) * REGISTER_UNIT
-    return min(
-        MULTIPROCESSOR["registers"] // (allotted * threads),
-        MULTIPROCESSOR["shared"] // (shared + SHARED_PER_PROGRAM),
-        MULTIPROCESSOR["threads"] // threads,
-        MULTIPROCESSOR["programs"],
-    )
+    warps = threads // 32
+    warps_at_once = SCHEDULERS * (SCHEDULER_REGISTERS // (allotted * 32))
+    return min(warps_at_once // warps, SHARED_BYTES // (shared + SHARED_PER_PROGRAM), MAX_THREADS // threads, MAX_PROGRAMS)
 
 
 def tool(name: str, *arguments: Any) -> str:

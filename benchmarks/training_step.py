@@ -65,10 +65,10 @@ def main() -> None:
         for rows, parts, ranks, plan in measure_all(sizes, workloads, compiled_choices(arguments.compile), device):
             # after each row: a long run that is stopped keeps what it has
             if dist.get_rank() == 0:
-                write(arguments, sizes, rows, parts, ranks, plan)
+                write_step_report(arguments, sizes, rows, parts, ranks, plan)
 
 
-def write(arguments: argparse.Namespace, sizes: Sizes, rows: Rows, parts: Rows, ranks: Rows, plan: str) -> None:
+def write_step_report(arguments: argparse.Namespace, sizes: Sizes, rows: Rows, parts: Rows, ranks: Rows, plan: str) -> None:
     """The report so far."""
     tables = {"Kernel time by part (ms per step, rank 0)": parts, "Time of a step, one pattern against the other": ratios(rows)}
     is_zipf = arguments.history_lengths == "zipf"
@@ -96,8 +96,8 @@ def notes(sizes: Sizes, plan: str, is_zipf: bool) -> str:
         f"D={sizes.model_dim}, H={sizes.num_heads}, pattern x {sizes.num_repeats}, SwiGLU {sizes.ffn_dim}, {len(sizes.widths)} code "
         f"levels, {TARGETS_PER_HISTORY} targets per history, kernels={sizes.kernels}, bf16 autocast on CUDA, no activation "
         f"checkpointing. {histories}, random items, through prefetching, collate, TrainPipelineSparseDist and AdamW; {num_warm} warm "
-        f"steps, then the mean of {sizes.steps}. First step: its seconds, what is compiled for it and for no row before it included. "
-        "Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
+        f"steps, then the mean of {sizes.steps}. First step: of the row, on rank 0, with the compilation that no earlier row has "
+        f"done. Parts and time outside kernels: {sizes.profiled_steps} more steps under torch.profiler; "
         "outside = 1 - time with a kernel or copy running / step time without the profiler. MFU counts products only "
         "(gbla_rec/config/multiply_adds.py), mean of the GPUs. Ranks: shares of the profiled steps, as long as they took; kernels may "
         "run beside each other. compute: any kernel that is not NCCL's; all-to-all and all-reduce: the shortest time of "

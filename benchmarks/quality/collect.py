@@ -1,8 +1,8 @@
 """Writes the report of a table from its finished runs: ``python -m benchmarks.quality.collect TABLE --dataset D``.
 
 ``benchmarks/results/quality_<table>_<dataset>.md`` and ``.json``: means over seeds with the spread of the seeds and the interval over
-users, the paired differences to the table's reference row and of each row to each, and what each row cost; all metrics of these
-are in the JSON alone. Give it the options that the runs were made with.
+users, the paired differences to the table's reference row and of each row to each, and what each row cost. The page shows differences
+at one cutoff; ``details`` of the JSON has every metric. Give it the options that the runs were made with.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from gbla_rec.evaluation.table import SLICE_TITLES
 NUM_SAMPLES = 2_000
 SHOWN_CUTOFF = 10
 """Differences are shown at this cutoff, or at the largest one below it."""
-PAIRS, ALL_PAIRS = "Main scores, row against row", "Main scores, row against row, all metrics"
-ALL_FIGURES = "All figures"
-"""Titles of tables; the last two are in the JSON alone."""
+PAIRS = "Main scores, row against row"
+ALL_PAIRS, ALL_FIGURES = "Main scores, row against row, all metrics", "All figures"
+"""Titles of the tables that are in the JSON alone."""
 NOTES = (
     "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams{of_joint}, items of the own history {history}. Test "
     "at the checkpoint of the best validation recall. Cells: mean over seeds ± standard deviation of the seeds (95 % bootstrap interval of "
@@ -95,11 +95,12 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
     """
     rows = finished_rows(jobs)
     by_name = {row.name: row for row in rows}
-    reference = by_name.get(TABLES[table].reference)
+    chosen = [job.configuration.name for job in jobs]
+    # where --only leaves the table's own out, rows are held to the first that was chosen
+    reference_name = TABLES[table].reference if TABLES[table].reference in chosen or not chosen else chosen[0]
+    reference = by_name.get(reference_name)
     if reference is None:
-        raise ValueError(
-            f"the reference row {TABLES[table].reference!r} must have a finished run; finished are {sorted(by_name) or 'none'}"
-        )
+        raise ValueError(f"the reference row {reference_name!r} must have a finished run; finished are {sorted(by_name) or 'none'}")
     figures = [figure for row in rows for figure in row_figures(row, reference)] + list(baseline_figures(reference))
     tables, details = {"Cost": [cost(row) for row in rows]}, {ALL_FIGURES: figures}
     if len(rows) > 1:

@@ -19,6 +19,8 @@ TRITON_MAX_CONV_WIDTH = 8
 """Taps of a convolution that the Triton kernels hold."""
 TRITON_MAX_HEAD_DIM = 256
 """Width of a head that they hold."""
+TRITON_MAX_FUSED_NORM_DIM = 2048
+"""Width of a token whose norm is computed by the kernel of the convolution."""
 UNREAD_TABLE_ROWS = 1024
 """Of an item table that nobody looks up: some for each rank, since fbgemm's CPU kernel refuses a rank that has no row."""
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gbla_kernels import Backend, JaggedLayout, causal_conv1d, gated_linear_attention_packed, rms_norm_causal_conv1d
-from gbla_kernels.rms_norm_causal_conv1d.forward import MAX_DIM as MAX_FUSED_NORM_DIM
 from gbla_kernels.rotary.api import rotary_embedding
 from gbla_rec.config import EncoderConfig
+from gbla_rec.config.model import TRITON_MAX_FUSED_NORM_DIM
 from gbla_rec.models.jagged_attention import jagged_attention
 
 PROJECTION_MULTIPLE = 64
@@ -40,7 +40,8 @@ class RMSNorm(nn.RMSNorm):
 class GatedBidirectionalLinearAttention(nn.Module):
     """Conv, one fused projection, gated linear attention, output projection (arXiv 2606.07317).
 
-    Each of the paper's parts has a switch in ``EncoderConfig``: conv, key_gate, output_gate, direction.
+    Each of the paper's parts has a switch in ``EncoderConfig``: conv, key_gate, output_gate, direction. Given the norm of a pre-norm
+    block, TRITON runs norm and conv as one kernel, which reads the norm's weight and eps and does not call it.
     """
 
     def __init__(self, config: EncoderConfig, *, output_scale: float = 1.0, backend: Backend) -> None:
@@ -83,8 +84,8 @@ class GatedBidirectionalLinearAttention(nn.Module):
         if self.conv_weight is None:
             return x if norm is None else norm(x)
         conv = (self.conv_weight, self.conv_bias, layout.offsets)
-        if norm is not None and self.backend is Backend.TRITON and x.shape[1] <= MAX_FUSED_NORM_DIM:
-            # the normed values never reach memory
+        if norm is not None and self.backend is Backend.TRITON and x.shape[1] <= TRITON_MAX_FUSED_NORM_DIM:
+            # the normed values never reach memory; wider tokens do not fit the registers of a program
             return rms_norm_causal_conv1d(x, norm.weight, *conv, eps=norm.eps, layout=layout, backend=self.backend)
         return causal_conv1d(x if norm is None else norm(x), *conv, layout=layout, backend=self.backend)
 

@@ -154,6 +154,19 @@ def test_rows_of_mixed_objectives_are_held_to_the_same_score_or_the_main_one(
     assert "50 beams (joint: 200)" in page.read_text()
 
 
+def test_without_its_reference_a_table_is_held_to_the_first_row_that_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.quality.collect import write_table
+    from benchmarks.quality.tables import TABLES, Table
+
+    monkeypatch.setitem(TABLES, "mixed", Table(configurations=tuple(ABOVE), reference="hybrid", text="Mixed."))
+    jobs = [job for name in ("tiger", "sasrec") for job in jobs_of(tmp_path, name)]
+    page = write_table("mixed", "films", jobs, "the command", tmp_path)
+    assert "Differences are to `tiger`" in page.read_text()
+    unfinished = [job._replace(results=None) for job in jobs_of(tmp_path / "hybrid", "hybrid")]
+    with pytest.raises(ValueError, match="the reference row 'hybrid' must have a finished run; finished are none"):
+        write_table("mixed", "films", unfinished, "the command", tmp_path)
+
+
 def test_slices_and_the_other_history_are_means_over_seeds(tmp_path: Path) -> None:
     from benchmarks.quality.collect import other_history_figures, slice_tables
 

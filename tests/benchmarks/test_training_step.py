@@ -33,6 +33,7 @@ def test_smoke_run_writes_every_table_without_polars(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "training_step.json").read_text())
     assert [(row["pattern"], row["history"]) for row in report["rows"]] == [("SG", 64), ("SG", 128), ("SS", 64), ("SS", 128)]
     assert all(row["tokens/s"] > 0 and row["ms/step"] > 0 and row["first step (s)"] > 0 for row in report["rows"])
+    assert "{" not in report["notes"].partition("```")[0], "a text that should have been filled in"
     # after each row, so that a run that is stopped leaves what it has
     assert done.stdout.count("training_step.md") == len(report["rows"])
     ratios = report["tables"]["Time of a step, one pattern against the other"]

@@ -1,6 +1,7 @@
 """Laws of the hybrid encoder: rows are independent, order matters only where it should, every ablation runs."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.rotary.reference import rotary_tables, rotate
 from gbla_kernels.testing.error_budget import relative_error
 from gbla_rec.config import EncoderConfig
+from gbla_rec.models import layers
 from gbla_rec.models.encoder import HybridEncoder, recency_buckets
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, RMSNorm, SoftmaxAttention
 
@@ -87,6 +89,38 @@ def test_triton_encoder_equals_the_reference(changes: dict[str, object]) -> None
         assert relative_error(found, gradient) < 1e-4, name
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter")
+@pytest.mark.parametrize(("max_dim", "fused_calls"), [(None, 2), (8, 0)], ids=["fits a program", "too wide"])
+def test_triton_fuses_the_norms_of_gbla_with_their_eps(monkeypatch: pytest.MonkeyPatch, max_dim: int | None, fused_calls: int) -> None:
+    torch.manual_seed(0)
+    reference, triton = (HybridEncoder(dataclasses.replace(BASE, pattern="SGG"), backend=backend) for backend in Backend)
+    assert (reference.blocks[0].backend, triton.blocks[0].backend) == (Backend.REFERENCE, Backend.TRITON)
+    with torch.no_grad():
+        # so small that the eps of a norm matters
+        reference.recency.weight.mul_(1e-3)
+        for block in reference.blocks:
+            block.mixer_norm.weight.normal_()  # type: ignore[operator, union-attr]
+    triton.load_state_dict(reference.state_dict())
+    calls: list[float] = []
+    fused = layers.rms_norm_causal_conv1d
+
+    def counted(*arguments: Tensor, eps: float, **keywords: Any) -> Tensor:
+        calls.append(eps)
+        return fused(*arguments, eps=eps, **keywords)
+
+    monkeypatch.setattr(layers, "rms_norm_causal_conv1d", counted)
+    if max_dim is not None:
+        monkeypatch.setattr(layers, "TRITON_MAX_FUSED_NORM_DIM", max_dim)
+    values = 1e-3 * torch.randn(sum(LENGTHS), 16)
+    expected = run(reference, LENGTHS, values)
+    assert calls == [], "the reference keeps norm and convolution apart"
+    actual = run(triton, LENGTHS, values)
+    assert calls == [reference.blocks[1].mixer_norm.eps] * fused_calls  # type: ignore[union-attr]
+    assert relative_error(actual[0], expected[0]) < 1e-5
+    for found, gradient in zip(actual[1], expected[1], strict=True):
+        assert relative_error(found, gradient) < 1e-4
+
+
 @pytest.mark.parametrize(("variant", "sees_future"), [("hybrid", True), ("causal", False), ("windowed", True), ("causal windowed", False)])
 def test_only_the_bidirectional_encoder_sees_later_events(variant: str, sees_future: bool) -> None:
     encoder = encoder_of(**VARIANTS[variant])
@@ -116,9 +150,9 @@ def test_each_switch_removes_its_part(switch: str) -> None:
     on, off = encoder_of(pattern="G"), encoder_of(pattern="G", **{switch: False})
     count = [sum(parameter.numel() for parameter in encoder.parameters()) for encoder in (on, off)]
     # a padded projection may keep its width, so parts are compared by what the layer computes
-    layers = [encoder.blocks[0].mixer for encoder in (on, off)]
-    assert all(isinstance(layer, GatedBidirectionalLinearAttention) for layer in layers)
-    assert count[1] < count[0] or layers[0].widths != layers[1].widths  # type: ignore[union-attr]
+    mixers = [encoder.blocks[0].mixer for encoder in (on, off)]
+    assert all(isinstance(mixer, GatedBidirectionalLinearAttention) for mixer in mixers)
+    assert count[1] < count[0] or mixers[0].widths != mixers[1].widths  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("changes", [{"conv": False}, {"conv": False, "key_gate": False}])

@@ -10,15 +10,16 @@ import torch
 from gbla_kernels.causal_conv1d.forward import MAX_TAPS
 from gbla_kernels.cross_attention import launch_config as cross_attention
 from gbla_kernels.linear_attention import launch_config as linear_attention
+from gbla_kernels.rms_norm_causal_conv1d.forward import MAX_DIM
 from gbla_rec.checkpoint import run_parts
 from gbla_rec.config import DecoderConfig, EncoderConfig, ModelConfig
-from gbla_rec.config.model import TRITON_MAX_CONV_WIDTH, TRITON_MAX_HEAD_DIM
+from gbla_rec.config.model import TRITON_MAX_CONV_WIDTH, TRITON_MAX_FUSED_NORM_DIM, TRITON_MAX_HEAD_DIM
 from gbla_rec.recipes import recipe
 from gbla_rec.training.trainer import train
 
 
 def test_the_limits_are_those_of_the_kernels() -> None:
-    assert TRITON_MAX_CONV_WIDTH == MAX_TAPS
+    assert TRITON_MAX_CONV_WIDTH == MAX_TAPS and TRITON_MAX_FUSED_NORM_DIM == MAX_DIM
     assert TRITON_MAX_HEAD_DIM == linear_attention.MAX_WIDTH == cross_attention.MAX_WIDTH
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 QUERY_BLOCK = 1024
 """Queries per block of a long row, whose form is quadratic: bounds its memory."""
-SHORT_ROW = 64
-"""Rows of up to so many tokens are padded to it: what they compute is little, what each further width launches is not."""
+SHORT_ROW = 16
+"""Shorter rows are padded to this: the extra products cost less than a further group of launches."""
 MAX_SCORES = 1 << 26
 """Scores of rows that are computed at once."""
 
@@ -26,7 +26,7 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, logits: Tensor, lengt
         key: ``(L, H, K)``.
         value: ``(L, H, V)``.
         logits: ``(L, H)``, the key gate.
-        lengths: of the rows, ``B`` of them.
+        lengths: of the rows, ``B`` of them, not all empty.
     """
     tensors = (query, key, value, logits)
     places, outputs, normalizers = [], [], []

@@ -143,7 +143,7 @@ def output_kernel(
     """
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
-    # 64 bits in the addresses alone: as a 64-bit index it takes the registers of a fourth program on a multiprocessor
+    # 32 bits, widened where it addresses: a 64-bit index costs four registers, and with them the fourth program (K = 64, Triton 3.6)
     i_head = i_partial % H
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
