@@ -1,5 +1,6 @@
 """The figures of a table whose rows have unlike objectives, from evaluated runs made by hand."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def test_without_its_reference_a_table_is_held_to_the_first_row_that_was_chosen(
     jobs = [job for name in ("tiger", "sasrec") for job in jobs_of(tmp_path, name)]
     page = write_table("mixed", "films", jobs, "the command", tmp_path)
     assert "Differences are to `tiger`" in page.read_text()
-    unfinished = [job._replace(results=None) for job in jobs_of(tmp_path / "hybrid", "hybrid")]
+    unfinished = [dataclasses.replace(job, results=None) for job in jobs_of(tmp_path / "hybrid", "hybrid")]
     with pytest.raises(ValueError, match="the reference row 'hybrid' must have a finished run; finished are none"):
         write_table("mixed", "films", unfinished, "the command", tmp_path)
 
