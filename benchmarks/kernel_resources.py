@@ -1,8 +1,8 @@
 """Registers, spills, shared memory and instructions of the kernels of the op, compiled for Hopper; runs anywhere, without a GPU.
 
 ``python benchmarks/kernel_resources.py`` (bf16; the table goes to benchmarks/results). What fits on a multiprocessor at once bounds a
-kernel that waits: look here before a change of a kernel goes to a GPU. Triton's versions differ: the committed table is that of 3.6.0, which
-the GPUs of the other reports ran (``pip install --target DIR --no-deps triton==3.6.0``, then ``PYTHONPATH=DIR``).
+kernel that waits: look here before a change of a kernel goes to a GPU. Versions of Triton differ: the committed table is that of 3.6.0,
+which the GPUs of the other reports ran (``pip install --target DIR --no-deps triton==3.6.0``, then ``PYTHONPATH=DIR``).
 """
 
 # L tokens, H heads, K = V head width (docs/shapes.md)
