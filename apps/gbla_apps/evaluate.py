@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gbla_apps import command_line
 from gbla_rec.checkpoint.process_group import process_group
-from gbla_rec.checkpoint.run_directory import RESULTS, read_config
+from gbla_rec.checkpoint.run_directory import RESULTS, describe_run, read_config
 from gbla_rec.config import EvaluationConfig
 from gbla_rec.evaluation.evaluate import evaluate
 from gbla_rec.evaluation.rank import scores_of
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     require_bounds(options)
     run_dir = command_line.chosen_run(options)
-    command_line.print_once(f"run {run_dir}")
+    command_line.print_once(describe_run(run_dir))
     settings = evaluation_settings(run_dir, options)
     with process_group() as device:
         results = evaluate(run_dir, device=device, settings=settings)

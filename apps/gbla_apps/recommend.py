@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gbla_apps import command_line
 from gbla_rec.checkpoint.process_group import process_group
+from gbla_rec.checkpoint.run_directory import describe_run
 from gbla_rec.evaluation.rank import Score
 from gbla_rec.evaluation.recommend import Recommendation, Recommender
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.count < 1:
         raise ValueError(f"--count must be at least 1, got {options.count}")
     run_dir = command_line.chosen_run(options)
-    command_line.print_once(f"run {run_dir}")
+    command_line.print_once(describe_run(run_dir))
     with process_group() as device:
         recommender = Recommender.open(run_dir, device, options.score)
         if options.user is not None:

@@ -174,6 +174,14 @@ def readable_checkpoints(run_dir: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.progress.step)
 
 
+def describe_run(run_dir: Path) -> str:
+    """The directory, and how far its checkpoints go where they stop before the last step."""
+    steps, planned = workspace.checkpoint_steps(run_dir), read_config(run_dir).training.num_steps
+    if not steps or steps[-1] >= planned:
+        return f"run {run_dir}"
+    return f"run {run_dir}, not finished: saved at step {steps[-1]:,} of {planned:,} (--run-dir takes another)"
+
+
 def best_checkpoints(run_dir: Path, count: int) -> list[Checkpoint]:
     """The ``count`` checkpoints of lowest validation NLL, best first; unvalidated ones and those of NaN come last, newest first.
 

@@ -224,7 +224,11 @@ def _raise_bad_value(file: InputFile, role: str, column: str, is_bad: pl.Expr, c
     many = f"; {count} such values in the file" if count > 1 else ""
     if found is None:
         raise ValueError(f"{where}: the value is missing; drop or fill such rows{many}")
-    rule = "is not a timestamp (an int64, or an ISO-8601 date or time)" if role == TIME else "does not fit int64"
+    rule = (
+        "is not a timestamp (an int64, or an ISO-8601 date or time; round fractions of a second to an int64)"
+        if role == TIME
+        else "does not fit int64"
+    )
     raise ValueError(f"{where}: {found!r} {rule}{many}")
 
 

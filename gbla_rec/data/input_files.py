@@ -35,7 +35,9 @@ class InputFile:
         """
         for column in columns:
             if column not in self.schema:
-                raise ValueError(f"{self.path}: {what} column {column!r} is missing; the file has {sorted(self.schema)}")
+                only = next(iter(self.schema)) if len(self.schema) == 1 else ""
+                cure = "a CSV must be separated by commas" if self.is_csv and set(only) & set(";\t|") else "an option names another column"
+                raise ValueError(f"{self.path}: {what} column {column!r} is missing; the file has {sorted(self.schema)}; {cure}")
 
 
 def find_files(path: Path, argument: str) -> list[Path]:

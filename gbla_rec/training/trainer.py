@@ -60,16 +60,23 @@ CHANGEABLE = frozenset(
 """Settings of how, not what, a run computes: a resumed run may have others."""
 
 
+def unread_context(parts: RunParts) -> list[str]:
+    """Context columns of the dataset that the model has no table for."""
+    return [column.name for column in parts.dataset.manifest.context if column.name not in parts.config.model.embedding.context_features]
+
+
 class Trainer:
     """Trains one run on the current process group, from the start or from the newest checkpoint of its directory."""
 
     def __init__(self, parts: RunParts, run_dir: Path, resume_step: int | None = None, notes: Sequence[str] = ()) -> None:
         """Load the checkpoint of ``resume_step``, else the newest; where ``run_dir`` has none, keep the initial weights of ``parts``.
 
-        ``notes`` go first into the log, as will what is set aside here.
+        ``notes`` go first into the log, as will what is set aside or left unread here.
         """
         config = parts.config
         self.notes = list(notes)
+        if unread := unread_context(parts):
+            self.notes.append(f"the model reads no {', '.join(unread)} (--model.embedding.context-features reads context columns)")
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
         if config.training.compile:

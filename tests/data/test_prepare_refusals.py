@@ -31,7 +31,9 @@ def refuse(directory: Path, error: type[Exception], *words: str, name: str = "lo
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        pytest.param(GOOD.drop("item_id"), ["item column 'item_id' is missing", "user_id"], id="missing column"),
+        pytest.param(
+            GOOD.drop("item_id"), ["item column 'item_id' is missing", "user_id", "an option names another column"], id="missing column"
+        ),
         pytest.param(with_values(user_id=[1, None, None]), ["'user_id', row 1", "missing", "2 such"], id="null user"),
         pytest.param(with_values(item_id=["x", "y", None]), ["'item_id', row 2", "missing"], id="null item"),
         pytest.param(with_values(timestamp=[None, 1, 2]), ["'timestamp', row 0", "missing"], id="null time"),
@@ -92,6 +94,7 @@ def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: l
         ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n", ["row 1", "4 fields", "3"]),
         ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["'timestamp', row 1"]),
         ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
+        ("log.csv", b"user_id;item_id;timestamp\n1;2;3\n", ["'user_id' is missing", "must be separated by commas"]),
         ("log.json", b"{}", [".parquet"]),
     ],
 )

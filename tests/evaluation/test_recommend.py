@@ -9,9 +9,11 @@ import polars as pl
 import pytest
 import torch
 
-from gbla_rec.checkpoint.run_directory import RESULTS, Progress, checkpoint_path, write_progress
+from gbla_rec.checkpoint.run_directory import RESULTS, Progress, checkpoint_path, describe_run, write_progress
+from gbla_rec.config import to_json
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.evaluation.recommend import Recommender, _chosen_checkpoint
+from gbla_rec.recipes import recipe
 
 
 def save(run_dir: Path, step: int, nll: float) -> None:
@@ -34,6 +36,15 @@ def test_the_evaluated_checkpoint_goes_before_the_lowest_nll(tmp_path: Path, cap
     (said,) = caplog.messages
     assert "evaluated at checkpoint step_00000050, which is gone; recommending by step_00000100" in said
     assert f"gbla-rec evaluate --run-dir {tmp_path}" in said
+
+
+def test_a_run_that_stopped_early_is_said_to_be_unfinished(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(to_json(recipe("movielens_small")))
+    assert describe_run(tmp_path) == f"run {tmp_path}"
+    save(tmp_path, 143, 1.0)
+    assert describe_run(tmp_path) == f"run {tmp_path}, not finished: saved at step 143 of 450 (--run-dir takes another)"
+    save(tmp_path, 450, 1.0)
+    assert describe_run(tmp_path) == f"run {tmp_path}"
 
 
 def test_what_is_damaged_is_named_and_never_passed_over(tmp_path: Path) -> None:

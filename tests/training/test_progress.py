@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gbla_rec.checkpoint.run_directory import METRICS
 from gbla_rec.training.progress import RunLog
 from gbla_rec.training.step_window import Rates
+from gbla_rec.training.trainer import unread_context
 
 
 def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
@@ -20,6 +22,13 @@ def test_a_resumed_log_forgets_what_came_after_the_checkpoint(tmp_path: Path) ->
     assert [(line["step"], line["loss"]) for line in logged] == [(1, 1.0), (2, 2.0), (3, 0.5)]
     # a device whose peak is not known has no MFU
     assert "mfu" not in logged[-1] and logged[-1]["data_wait"] == 0.25
+
+
+def test_context_columns_that_the_model_leaves_unread_are_known() -> None:
+    columns = [SimpleNamespace(name=name) for name in ("kind", "price")]
+    config = SimpleNamespace(model=SimpleNamespace(embedding=SimpleNamespace(context_features=("kind",))))
+    parts = SimpleNamespace(dataset=SimpleNamespace(manifest=SimpleNamespace(context=columns)), config=config)
+    assert unread_context(parts) == ["price"]  # type: ignore[arg-type]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
