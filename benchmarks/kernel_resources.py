@@ -53,7 +53,7 @@ class CompileOnly:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS)
-    parser.add_argument("--quick", action="store_true", help="the forward of a long row only")
+    parser.add_argument("--quick", action="store_true", help="the forward of a long row only, without gradients")
     parser.add_argument("--out", type=Path, help="directory of the results (default: benchmarks/results; with --quick in the workspace)")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
@@ -62,9 +62,10 @@ def main() -> None:
     rows: Rows = []
     for head_dim in arguments.head_dims:
         for length, name in list(ROW_LENGTHS.items())[: 1 if arguments.quick else None]:
-            for row in compiled_kernels(length, head_dim, with_backward=not arguments.quick):
-                rows.append({"row": name, "K": head_dim, **row})
-                print(rows[-1], flush=True)
+            for with_backward in (False,) if arguments.quick else (False, True):
+                for row in compiled_kernels(length, head_dim, with_backward=with_backward):
+                    rows.append({"row": name, "K": head_dim, "pass": "forward+backward" if with_backward else "forward", **row})
+                    print(rows[-1], flush=True)
     command = "python " + shlex.join(sys.argv)
     directory = results_directory(arguments.out, is_whole=not arguments.quick)
     print(write_report("kernel_resources", rows, command, notes(), directory=directory))
@@ -73,9 +74,10 @@ def main() -> None:
 def notes() -> str:
     return (
         f"The kernels of gated_linear_attention, compiled for compute capability 9.0: bf16, H = {NUM_HEADS}, K = V, elu1, normalised, "
-        "both gates and the norm on, eager mode, a forward whose gradients are wanted. Registers, and stack (what is spilled, in bytes of "
-        "a thread): cuobjdump. Programs: how many a multiprocessor holds at once by registers, shared memory and threads. Instructions: "
-        "of the whole kernel (nvdisasm); local: those that touch the stack. Nothing is run or timed."
+        "both gates and the norm on, eager mode. A forward whose gradients are wanted does more than one alone. Registers, and stack (what "
+        "is spilled, in bytes of a thread): cuobjdump. Programs: how many (thread blocks, in CUDA's terms) a multiprocessor holds at once by "
+        "registers, shared memory and threads. Instructions: of the whole kernel (nvdisasm); local: those that touch the stack. Nothing is "
+        "run or timed."
     )
 
 

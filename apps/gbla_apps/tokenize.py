@@ -22,12 +22,14 @@ def main(arguments: Sequence[str]) -> None:
     output = workspace.semantic_ids_dir(config.dataset)
     table = tokenize(dataset, config.semantic_ids, output)
     print(f"{output}: {table.codes.shape[0]:,} items, codebooks {' x '.join(map(str, table.widths))}; quality in report.md")
-    shared = json.loads((output / "report.json").read_text(encoding="utf-8"))["before_dedup"]["fraction_sharing"]
+    before = json.loads((output / "report.json").read_text(encoding="utf-8"))["before_dedup"]
+    shared = before["fraction_sharing"]
     print(f"{shared:.0%} of the items had the codes of another one, and are told apart by the last level")
     if shared > MUCH_SHARED:
         print(
-            "warning: the codes say little about the items; embed them by something that tells them apart (--semantic-ids.embedding), or "
-            "give more levels (docs/semantic-ids.md)",
+            f"warning: the codes say little about the items: {before['num_distinct']:,} different ones for {table.codes.shape[0]:,} "
+            "items; embed them by something that tells them apart (--semantic-ids.embedding, --semantic-ids.text-columns), or give more "
+            "levels if their embeddings differ (docs/semantic-ids.md)",
             file=sys.stderr,
         )
 
