@@ -75,7 +75,7 @@ def notes() -> str:
     return (
         f"The kernels of gated_linear_attention, compiled for compute capability 9.0: bf16, H = {NUM_HEADS}, K = V, elu1, normalised, "
         "both gates and the norm on, eager mode. A forward whose gradients are wanted does more than one alone. Registers, and stack (what "
-        "is spilled, in bytes of a thread): cuobjdump. Programs: how many (thread blocks, in CUDA's terms) a multiprocessor holds at once by "
+        "is spilled, in bytes of a thread): cuobjdump. Programs: how many (CUDA: thread blocks) a multiprocessor holds at once by "
         "registers, shared memory and threads. Instructions: of the whole kernel (nvdisasm); local: those that touch the stack. Nothing is "
         "run or timed."
     )
