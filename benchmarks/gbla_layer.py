@@ -79,7 +79,8 @@ def notes(ceilings: Ceilings) -> str:
     return (
         f"bf16 weights and activations, H = {NUM_HEADS}; forward without gradients; forward+backward with those of the input and all "
         "weights. GBLA: conv, one projection, the op, output projection, backend=TRITON. SA: projection, bidirectional softmax attention, "
-        "output projection; neither has its block's norm. cuDNN and flash are torch's fused kernels, forced, on a dense batch without RoPE; jagged is this "
+        "output projection; neither has its block's norm. cuDNN and flash are torch's fused kernels, forced, on a "
+        "dense batch without RoPE; jagged is this "
         f"library's SoftmaxAttention, with RoPE, where rows are packed. Milliseconds per call: median of CUDA-graph replays "
         f"({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x the L2 cache (the weights are not), all sides in this run. "
         f"Ceilings of this run: {ceilings}. floor: matrix products at the matmul rate plus the bytes of conv and op at the copy "
