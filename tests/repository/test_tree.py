@@ -65,3 +65,10 @@ def test_the_constraints_pin_a_matching_torch_torchrec_and_fbgemm():
     minor = int(pins["torch"].split(".")[1]) - 5
     assert pins["torchrec"].startswith(f"1.{minor}.") and pins["fbgemm-gpu"].startswith(f"1.{minor}.")
     assert f'version = "{pins["fbgemm-gpu"]}+cpu"' in shim and f'"fbgemm-gpu-cpu=={pins["fbgemm-gpu-cpu"]}"' in shim
+
+
+def test_reports_name_no_directory_of_the_machine_that_made_them():
+    reports = [path for path in (ROOT / "benchmarks" / "results").rglob("*") if path.suffix in (".json", ".md")]
+    ours = re.compile(r"(?<![\w.-])/(?:root|home|mnt|work|workspace|Users)/\S*")
+    found = {f"{path.relative_to(ROOT)}: {match}" for path in reports for match in ours.findall(path.read_text())}
+    assert reports and found == set()
