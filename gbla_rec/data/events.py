@@ -110,7 +110,9 @@ def _flatten(config: PrepareConfig, file: InputFile, has_timestamps: bool) -> In
         columns[TIME] = config.timestamp_column
     columns |= {PREFIX + name: name for name in config.context_columns}
     for role, column in columns.items():
-        file.require_columns([column], role.split(":")[0] if role != ITEM or not config.sequence_column else "sequence")
+        what = role.split(":")[0] if role != ITEM or not config.sequence_column else "sequence"
+        option = "--context-columns" if role.startswith(PREFIX) else "--timestamp-column" if role == TIME else f"--{what}-column"
+        file.require_columns([column], what, cure=f"name another one with {option}")
     if config.sequence_column is None:
         frame = file.frame.select(*(pl.col(column).alias(role) for role, column in columns.items()), ROW, pl.lit(0, pl.Int64).alias(PLACE))
         return InputFile(file.path, file.is_csv, frame, {role: file.schema[column] for role, column in columns.items()})

@@ -18,6 +18,10 @@ CSV_SUFFIXES = (".csv",)
 ROW = "__row"
 
 
+OTHER_SEPARATORS = ";\t|"
+"""Read as commas are, a CSV with one of these has a single column."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One Parquet or CSV file: ``frame`` has the file's columns and ``ROW``."""
@@ -27,8 +31,13 @@ class InputFile:
     frame: pl.LazyFrame
     schema: dict[str, pl.DataType]
 
-    def require_columns(self, columns: Sequence[str], what: str) -> None:
+    def require_columns(self, columns: Sequence[str], what: str, *, cure: str) -> None:
         """Refuse the file if it lacks one of ``columns``.
+
+        Args:
+            columns: that it must have.
+            what: what they are, for the message.
+            cure: what helps a file that is separated as it should be.
 
         Raises:
             ValueError: naming the file, the missing column and the columns it has.
@@ -36,7 +45,8 @@ class InputFile:
         for column in columns:
             if column not in self.schema:
                 only = next(iter(self.schema)) if len(self.schema) == 1 else ""
-                cure = "a CSV must be separated by commas" if self.is_csv and set(only) & set(";\t|") else "an option names another column"
+                if self.is_csv and set(only) & set(OTHER_SEPARATORS):
+                    cure = "a CSV must be separated by commas"
                 raise ValueError(f"{self.path}: {what} column {column!r} is missing; the file has {sorted(self.schema)}; {cure}")
 
 

@@ -72,8 +72,8 @@ def open_item_table(config: PrepareConfig) -> ItemTable | None:
     files = tuple(open_file(path) for path in find_files(config.items, "PrepareConfig.items"))
     kinds = []
     for file in files:
-        file.require_columns([config.item_column], "item")
-        file.require_columns(config.text_columns, "text")
+        file.require_columns([config.item_column], "item", cure="name it as the events do (--item-column)")
+        file.require_columns(config.text_columns, "text", cure="name others with --text-columns")
         with blame([file.path]):
             kinds.append(_id_kind(file, config.item_column))
     text_columns = config.text_columns or _string_columns(files, config.item_column)

@@ -51,7 +51,11 @@ def yambda_dataset(path: Path) -> PublishedDataset:
     file = open_file(the_only_file(path, files, EVENT_FILES))
     item_column = next((name for name in ("item_id", "item_ids") if name in file.schema), "item_id")
     timestamp_column = next((name for name in ("timestamp", "timestamps") if name in file.schema), "timestamp")
-    file.require_columns(["uid", item_column, timestamp_column, "is_organic"], "Yambda")
+    file.require_columns(
+        ["uid", item_column, timestamp_column, "is_organic"],
+        "Yambda",
+        cure="it is not in the published form; prepare it as a log of your own, with --events",
+    )
     is_sequential = isinstance(file.schema[item_column], pl.List)
     size = file.path.resolve().parent.name
     config = PrepareConfig(

@@ -76,7 +76,8 @@ class Trainer:
         config = parts.config
         self.notes = list(notes)
         if unread := unread_context(parts):
-            self.notes.append(f"the model reads no {', '.join(unread)} (--model.embedding.context-features reads context columns)")
+            option = f"--model.embedding.context-features {' '.join((*config.model.embedding.context_features, *unread))}"
+            self.notes.append(f"context columns that the model does not read: {', '.join(unread)} ({option})")
         self.config, self.run_dir = config, run_dir
         self.parts, self.model = parts, parts.model
         if config.training.compile:

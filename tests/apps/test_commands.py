@@ -71,11 +71,11 @@ def test_data_without_validation_users_are_refused_before_a_step_is_made(workspa
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("workspace")
 def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callable[..., str]) -> None:
-    rows = [(f"u{u}", f"i{(u + k) % 40}", 1000 * u + k, "ab"[k % 2]) for u in range(30) for k in range(12)]
-    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "device"], orient="row").write_csv(tmp_path / "events.csv")
+    rows = [(f"u{u}", f"i{(u + k) % 40}", 1000 * u + k, "ab"[k % 2], k % 3) for u in range(30) for k in range(12)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "device", "price"], orient="row").write_csv(tmp_path / "events.csv")
     names = [f"thing {i // 4} no {i}" for i in range(40)]
     pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "name": names}).write_csv(tmp_path / "items.csv")
-    log = ["--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"), "--context-columns", "device"]
+    log = ["--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"), "--context-columns", "device", "price"]
     assert "30 users, 40 items, 360 events" in run("prepare", "--name", "shop", *log).stdout
     mine = ["--recipe", "movielens_small", "--name", "shop", "--dataset", "shop"]
     ids = ["--semantic-ids.embedding", "text", "--semantic-ids.embedding-dim", "8"]
@@ -87,6 +87,7 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     assert "no run" in run_forked("evaluate", status=2), "a run that could not start must leave nothing behind"
     trained = run("train", *mine, *ids, *short)
     assert "validation NLL" in trained.stderr
+    assert "does not read: price (--model.embedding.context-features device price)" in trained.stderr
     again = run("prepare", "--name", "shop", *log, ok=False)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ") and "Traceback" not in again.stderr

@@ -32,7 +32,9 @@ def refuse(directory: Path, error: type[Exception], *words: str, name: str = "lo
     ("frame", "words"),
     [
         pytest.param(
-            GOOD.drop("item_id"), ["item column 'item_id' is missing", "user_id", "an option names another column"], id="missing column"
+            GOOD.drop("item_id"),
+            ["item column 'item_id' is missing", "user_id", "name another one with --item-column"],
+            id="missing column",
         ),
         pytest.param(with_values(user_id=[1, None, None]), ["'user_id', row 1", "missing", "2 such"], id="null user"),
         pytest.param(with_values(item_id=["x", "y", None]), ["'item_id', row 2", "missing"], id="null item"),
@@ -60,7 +62,7 @@ def test_bad_logs_are_refused(tmp_path: Path, form: str, frame: pl.DataFrame, wo
             with_values(action=pl.Series([1, 2, 2**63], dtype=pl.UInt64)), ["'action', row 2", "does not fit"], id="uint64 context"
         ),
         pytest.param(with_values(action=[[1], [2], [3]]), ["'action' is List", "single values"], id="list context"),
-        pytest.param(GOOD.drop("action"), ["context column 'action' is missing"], id="unknown context column"),
+        pytest.param(GOOD.drop("action"), ["context column 'action' is missing", "--context-columns"], id="unknown context column"),
     ],
 )
 def test_bad_parquet_columns_are_refused(tmp_path: Path, frame: pl.DataFrame, words: list[str]) -> None:
@@ -77,7 +79,7 @@ def test_bad_parquet_columns_are_refused(tmp_path: Path, frame: pl.DataFrame, wo
         pytest.param(GROUPED.with_columns(items=pl.Series([None, [5]])), ["'items', row 0", "null"], id="null sequence"),
         pytest.param(GROUPED.with_columns(items=pl.Series([[1, None], [5]])), ["'items', row 0", "missing"], id="null inside a sequence"),
         pytest.param(GROUPED.with_columns(items=pl.Series([1, 2])), ["'items' is Int64", "must be a list"], id="no sequence"),
-        pytest.param(GROUPED.drop("items"), ["sequence column 'items' is missing"], id="missing sequence"),
+        pytest.param(GROUPED.drop("items"), ["sequence column 'items' is missing", "--sequence-column"], id="missing sequence"),
     ],
 )
 def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: list[str]) -> None:
@@ -127,8 +129,8 @@ def test_files_that_disagree_are_refused(tmp_path: Path) -> None:
         (pl.DataFrame({"item_id": [5, 6, 5], "title": ["a", "b", "c"]}), ["item_id 5 occurs more than once", "row 0", "row 2"]),
         (pl.DataFrame({"item_id": [5, None], "title": ["a", "b"]}), ["items.parquet", "'item_id', row 1"]),
         (pl.DataFrame({"item_id": [5.0], "title": ["a"]}), ["items.parquet", "'item_id' is Float64"]),
-        (pl.DataFrame({"id": [5], "title": ["a"]}), ["items.parquet", "item column 'item_id' is missing"]),
-        (pl.DataFrame({"item_id": [5]}), ["items.parquet", "text column 'title' is missing"]),
+        (pl.DataFrame({"id": [5], "title": ["a"]}), ["items.parquet", "item column 'item_id' is missing", "--item-column"]),
+        (pl.DataFrame({"item_id": [5]}), ["items.parquet", "text column 'title' is missing", "--text-columns"]),
         (
             pl.DataFrame({"item_id": ["05", "06"], "title": ["a", "b"]}),
             [
