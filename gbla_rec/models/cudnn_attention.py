@@ -1,8 +1,9 @@
 """Softmax attention inside jagged rows by cuDNN's fused kernels, through nvidia-cudnn-frontend (extra ``cudnn``).
 
-torch reaches the same kernels for dense batches; its private ragged call, by its source, keeps no plan and reads the longest row of a
-backward from the head width. Here plans are kept, by a key of rounded sizes: rows come in a few classes of length
-(``length_classes.py``), their number and the longest are rounded up to buckets, and rows of other classes are gaps between the rows.
+Where all rows have one length torch reaches the same kernels (``dense_rows.py``); its private ragged call, by its source, keeps no plan
+and reads the longest row of a backward from the head width. Here plans are kept, by a key of rounded sizes: rows come in a few classes
+of length (``length_classes.py``), their number and the longest are rounded up to buckets, and rows of other classes are gaps between
+the rows.
 """
 
 # L tokens, H heads, K head width, n rows of a class (docs/shapes.md)
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gbla_kernels.dispatch import is_traced
+from gbla_rec.models.dense_rows import dense_backward, dense_forward, dense_length
 from gbla_rec.models.length_classes import ClassRows, bucket, class_rows
 
 MIN_FRONTEND, MIN_BACKEND = (1, 18), 90_600
@@ -88,6 +90,8 @@ def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, 
 
 def _run_forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, offsets_cpu: Tensor, direction: Pass) -> tuple[Tensor, Tensor]:
     """Output ``(L, H, K)`` and, for "forward", the logarithms of the softmax sums ``(L, H)`` fp32."""
+    if length := _dense_length(offsets_cpu):
+        return dense_forward(query, key, value, length, with_stats=direction == "forward")
     num_tokens, num_heads, _ = query.shape
     tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous()}
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -100,6 +104,8 @@ def _run_forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, off
 def _run_backward(
     d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, offsets: Tensor, offsets_cpu: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if length := _dense_length(offsets_cpu):
+        return dense_backward(d_out, query, key, value, out, stats, length)
     tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous(), "out": out}
     tensors["d_out"] = d_out.contiguous()
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
@@ -108,6 +114,11 @@ def _run_backward(
         # bounds the workspace: without it, fp32 gradients of the queries for all n x longest tokens
         _execute("backward", rows, tensors, stats, total_tokens=bucket(query.shape[0]))
     return gradients[0], gradients[1], gradients[2]
+
+
+def _dense_length(offsets_cpu: Tensor) -> int:
+    # the backward of the ragged kernel adds in a fixed order where that is asked for
+    return 0 if torch.are_deterministic_algorithms_enabled() else dense_length(offsets_cpu)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------------------------

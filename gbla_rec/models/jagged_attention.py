@@ -3,19 +3,16 @@
 # B rows, L tokens, T tokens of a row, H heads, K head width (docs/shapes.md); queries and keys may have different row lengths
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from gbla_kernels import JaggedLayout
 from gbla_rec.models.cudnn_attention import cudnn_attention, has_cudnn_kernel, has_dense_cudnn_kernel
+from gbla_rec.models.dense_rows import attend_dense, is_dense_length
 from gbla_rec.models.row_attention import attend_rows, row_attention_op
 
 SHORT_ROWS = 256
 """If no row is longer, torch's own kernel is chosen: its blocks start faster, and there is little to compute."""
-DENSE_MULTIPLE = 128
-"""Lengths of rows for torch's dense call, which makes a plan per length."""
 FLASH_CAPABILITY = (8, 0)
 FLASH_ALIGNMENT, FLASH_MAX_HEAD_DIM = 8, 256
 
@@ -35,8 +32,8 @@ def jagged_attention(
     Which kernel runs is a rule of the arguments; nothing is tried and caught:
 
     - half precision on CUDA, one layout on both sides, neither causal nor windowed, a row of more than ``SHORT_ROWS`` tokens, on
-      Hopper or later, head width up to 128: cuDNN. If all rows have one length, a multiple of ``DENSE_MULTIPLE`` (histories cut at a
-      maximum, mostly), torch's dense call; else, where the extra ``cudnn`` is installed, its ragged call;
+      Hopper or later, head width up to 128: cuDNN. If all rows have one length, a multiple of 128 (histories cut at a maximum,
+      mostly), its dense kernel; else, where the extra ``cudnn`` is installed, its ragged one;
     - other half precision on CUDA: torch's ``varlen_attn``;
     - everything else: one exact call per row, or per block of queries where there is a window (memory linear in ``T * window``).
 
@@ -65,26 +62,17 @@ def jagged_attention(
         raise ValueError("query_layout and key_layout must be equal where there is a window or is_causal, got rows of different lengths")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[0] and key.shape[0]:
         is_plain = is_same and not is_causal and window is None
-        if is_plain and _is_dense(query, query_layout):
-            return _dense(query, key, value, query_layout.uniform_length)
-        if is_plain and query_layout.max_length > SHORT_ROWS and has_cudnn_kernel(query.device, query.dtype, query.shape[2]):
-            return cudnn_attention(query, key, value, query_layout.offsets, query_layout.offsets_cpu)
+        heads = (query.device, query.dtype, query.shape[2])
+        if is_plain and query_layout.max_length > SHORT_ROWS:
+            # first: dense or ragged is decided inside, so that a compiler makes one graph for both
+            if has_cudnn_kernel(*heads):
+                return cudnn_attention(query, key, value, query_layout.offsets, query_layout.offsets_cpu)
+            if is_dense_length(query_layout.uniform_length) and has_dense_cudnn_kernel(*heads):
+                return attend_dense(query, key, value, query_layout.uniform_length)
         return _flash(query, key, value, query_layout, key_layout, is_causal, window)
     if torch.compiler.is_compiling():
         return row_attention_op(query, key, value, query_layout.offsets_cpu, key_layout.offsets_cpu, is_causal, window)  # type: ignore[no-any-return]
     return attend_rows(query, key, value, query_layout.row_lengths, key_layout.row_lengths, is_causal, window)
-
-
-def _is_dense(query: Tensor, layout: JaggedLayout) -> bool:
-    length = layout.uniform_length
-    return length > SHORT_ROWS and length % DENSE_MULTIPLE == 0 and has_dense_cudnn_kernel(query.device, query.dtype, query.shape[2])
-
-
-def _dense(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    heads = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        attended = F.scaled_dot_product_attention(*heads)
-    return attended.transpose(1, 2).flatten(0, 1)
 
 
 def _flash(

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gbla_kernels import JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
@@ -18,6 +19,7 @@ NUM_HEADS = 2
 BATCHES = {
     "nasty": [5, 0, 1, 130],
     "equal": [2048] * 4,
+    "equal, of no multiple": [2000] * 4,
     "a giant among tiny rows": [3, 1, 0, 8192, *[7] * 600, 129],
     "one row": [1000],
     "three classes": [*[20] * 900, *[700] * 70, 9000],
@@ -137,14 +139,34 @@ def test_compiled_equals_eager() -> None:
     def attend(query: Tensor, key: Tensor, value: Tensor, layout: JaggedLayout) -> Tensor:
         return jagged_attention(query, key, value, layout, layout)
 
-    compiled = torch.compile(attend, fullgraph=True, dynamic=True)
-    for lengths in ([300, 0, 900], [5, 700, 1200, 33]):
+    graphs = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=graphs)
+    for lengths in ([300, 0, 900], [5, 700, 1200, 33], [1024], [384] * 3):
         layout = JaggedLayout.from_lengths(lengths).to("cuda")
         tensors = heads(layout.num_tokens, 64, torch.bfloat16)
         assert torch.equal(compiled(*tensors, layout), attend(*tensors, layout))
         weighting = torch.ones_like(tensors[0])
         results = [with_gradients(partial(op, layout=layout), tensors, weighting) for op in (compiled, attend)]
         assert max(errors(*results).values()) < 1e-2
+    # with and without gradients
+    assert graphs.frame_count == 2
+
+
+@needs_cudnn
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [[1024], [384] * 3])
+def test_a_forward_of_dense_rows_may_meet_the_backward_of_ragged_ones(lengths: list[int]) -> None:
+    layout = JaggedLayout.from_lengths(lengths).to("cuda")
+    tensors = heads(layout.num_tokens, 64, torch.bfloat16)
+    offsets = (layout.offsets, layout.offsets_cpu)
+    dense = module._run_forward(*tensors, *offsets, "forward")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        ragged = module._run_forward(*tensors, *offsets, "forward")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert relative_error(dense[0], ragged[0].double()) < torch.finfo(torch.bfloat16).eps
+    assert relative_error(dense[1], ragged[1].double()) < 1e-5
 
 
 @needs_cudnn

@@ -4,13 +4,14 @@ import contextlib
 import ctypes
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gbla_kernels import JaggedLayout
 from gbla_kernels.testing.error_budget import relative_error
@@ -19,7 +20,18 @@ from gbla_rec.models import length_classes
 from gbla_rec.models.jagged_attention import jagged_attention
 
 TYPES = types.SimpleNamespace(BFLOAT16=torch.bfloat16, HALF=torch.float16, FLOAT=torch.float32, INT32=torch.int32, INT64=torch.int64)
-BATCHES = {"nasty": [5, 0, 1, 128], "equal": [40] * 3, "three classes": [3, 1, 0, 520, 7, 129, 2], "empty row": [0], "no row": []}
+BATCHES = {
+    "nasty": [5, 0, 1, 128],
+    "equal": [40] * 3,
+    "dense": [384] * 2,
+    "three classes": [3, 1, 0, 520, 7, 129, 2],
+    "empty row": [0],
+    "no row": [],
+}
+
+
+RAGGED_CALLS = list[list[int]]()
+"""Lengths of the rows of each graph that was run."""
 
 
 class FakeTensor:
@@ -83,26 +95,49 @@ class FakeGraph:
 
     def execute(self, addresses: dict[int, int], workspace: int, *, handle: int) -> None:
         lengths = self.operands["seq_len_q"].flat(addresses, self.operands["seq_len_q"].dim[0]).tolist()
+        RAGGED_CALLS.append(lengths)
         read = {name: self.operands[name].rows(addresses, lengths) for name in ("q", "k", "v", "o", "dO", "stats") if name in self.operands}
         is_backward = "dO" in read
         outputs = self.outputs if is_backward or self.operands["generate_stats"] else self.outputs[:1]
         written = [output.rows(addresses, lengths) for output in outputs]
         for row in range(len(read["q"])):
             values = {name: rows[row].double() for name, rows in read.items()}
-            scores = values["q"] @ values["k"].mT * self.operands["attn_scale"]
-            weights, sums = scores.softmax(-1), scores.logsumexp(-1, keepdim=True)
-            results = [weights @ values["v"], sums]
-            if is_backward:
-                assert relative_error(values["stats"], sums) < 1e-6
-                shared = (values["dO"] * values["o"]).sum(-1, keepdim=True)
-                d_scores = weights * (values["dO"] @ values["v"].mT - shared) * self.operands["attn_scale"]
-                results = [d_scores @ values["k"], d_scores.mT @ values["q"], weights.mT @ values["dO"]]
+            scale = self.operands["attn_scale"]
+            results = attention_gradients(**values, scale=scale) if is_backward else attention(**values, scale=scale)
             for rows, result in zip(written, results, strict=False):
                 rows[row].copy_(result)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[Tensor]:
+    """Output ``(..., T, K)`` and logarithms of the softmax sums ``(..., T, 1)``."""
+    scores = q @ k.mT * scale
+    return [scores.softmax(-1) @ v, scores.logsumexp(-1, keepdim=True)]
+
+
+def attention_gradients(q: Tensor, k: Tensor, v: Tensor, o: Tensor, dO: Tensor, stats: Tensor, scale: float) -> list[Tensor]:
+    """Gradients of q, k and v."""
+    scores = q @ k.mT * scale
+    assert relative_error(stats, scores.logsumexp(-1, keepdim=True)) < 1e-6
+    weights = scores.softmax(-1)
+    d_scores = weights * (dO @ v.mT - (dO * o).sum(-1, keepdim=True)) * scale
+    return [d_scores @ k, d_scores.mT @ q, weights.mT @ dO]
+
+
+def dense_kernel(query: Tensor, key: Tensor, value: Tensor, bias: None, with_stats: bool, *_: Any, **__: Any) -> tuple[Any, ...]:
+    """What torch calls where all rows have one length: ``(B, H, T, K)``; its results have no layout that a caller may count on."""
+    out, stats = attention(query.double(), key.double(), value.double(), query.shape[-1] ** -0.5)
+    unused = torch.zeros((), dtype=torch.int64)
+    return out.to(query.dtype), stats.float() if with_stats else unused, *[unused] * 2, 0, 0, *[unused] * 3
+
+
+def dense_backward_kernel(d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, *_: Any) -> list[Tensor]:
+    q, k, v, o, d_o = (x.double() for x in (query, key, value, out, d_out))
+    gradients = attention_gradients(q, k, v, o, d_o, stats.double(), query.shape[-1] ** -0.5)
+    return [gradient.to(query.dtype) for gradient in gradients]
+
+
 @pytest.fixture
-def fake_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cudnn: Any = types.ModuleType("cudnn")
     cudnn.pygraph, cudnn.data_type = FakeGraph, TYPES
     cudnn.heur_mode = types.SimpleNamespace(A=0, FALLBACK=1)
@@ -111,6 +146,11 @@ def fake_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(module, "_STATE", module._ThreadState())
+    RAGGED_CALLS.clear()
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_scaled_dot_product_cudnn_attention", dense_kernel, "CPU")
+        library.impl("_scaled_dot_product_cudnn_attention_backward", dense_backward_kernel, "CPU")
+        yield
 
 
 @pytest.fixture
@@ -157,6 +197,15 @@ def test_every_row_is_attended_in_place(batch: str, op: Callable[..., Tensor], m
         assert relative_error(found, exact) < 2 * torch.finfo(torch.float16).eps
     with torch.no_grad():
         assert torch.equal(attend(*tensors), actual[0])
+    assert bool(RAGGED_CALLS) == (batch not in ("dense", "empty row", "no row"))
+
+
+@pytest.mark.usefixtures("fake_cudnn")
+def test_rows_of_one_length_are_ragged_where_the_order_of_sums_must_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = JaggedLayout.from_lengths([384])
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with_gradients(partial(module.cudnn_attention, offsets=layout.offsets, offsets_cpu=layout.offsets_cpu), heads(384))
+    assert RAGGED_CALLS == [[384], [384]]
 
 
 @pytest.mark.usefixtures("fake_cudnn")
@@ -172,9 +221,10 @@ def test_lengths_make_no_plan() -> None:
 
 
 @pytest.mark.usefixtures("fake_cudnn")
-def test_compiled_equals_eager() -> None:
-    compiled = torch.compile(module.cudnn_attention, fullgraph=True, dynamic=True, backend="aot_eager")
-    for lengths in ([5, 0, 200], [7, 30, 1, 400]):
+def test_compiled_equals_eager_in_one_graph_for_ragged_rows_and_a_single_one() -> None:
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module.cudnn_attention, fullgraph=True, dynamic=True, backend=graphs)
+    for lengths in ([5, 0, 200], [7, 30, 1, 400], [384], [256, 256]):
         layout = JaggedLayout.from_lengths(lengths)
         tensors = heads(layout.num_tokens)
         results = [
@@ -182,6 +232,7 @@ def test_compiled_equals_eager() -> None:
             for op in (compiled, module.cudnn_attention)
         ]
         assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.usefixtures("fake_cudnn")
