@@ -21,7 +21,7 @@ FORWARD_ELEMENTS = 1024
 """Elements of a tile: eight channels, 16 bytes of bf16, for each thread of four warps."""
 UNROLL = 4
 """Tokens of a strip that are loaded together. Strips are multiples of it."""
-FORWARD_PROGRAMS = 512
+FORWARD_PROGRAMS = 528
 """Programs of four warps that an H100 or H200 holds at once, from the registers of the kernel; strips grow with ``L`` to stay below."""
 
 
