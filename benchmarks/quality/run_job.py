@@ -85,7 +85,8 @@ class RunJob:
             differing = differing_fields(from_json(RunConfig, (run_dir / "config.json").read_text()), self.config)
         except (ValueError, TypeError) as error:
             return f"its config cannot be read ({error})"
-        if differing:
+        # how the semantic IDs were made does not matter: they are compared themselves
+        if differing := [name for name in differing if not name.startswith("semantic_ids.")]:
             return f"another {', '.join(differing)}"
         if read_dataset_hash(run_dir) != self.dataset_hash:
             return "another version of the dataset"

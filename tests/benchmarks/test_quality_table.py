@@ -131,8 +131,11 @@ def test_a_run_of_another_config_or_dataset_is_trained_anew_and_said_to_be(tiny_
         describe_start([other])
         printed = capsys.readouterr().out
         assert "1 runs" in printed and "0 done" in printed and reason in printed
-    describe_start([job])
-    assert "1 done" in capsys.readouterr().out
+    (otherwise_named,) = jobs_of(tiny_table, only=["sgg"], extra=("--semantic-ids.embedding", "auto", "--semantic-ids.seed", "7"))
+    assert otherwise_named.config != job.config
+    for same in (job, dataclasses.replace(otherwise_named, semantic_ids=job.semantic_ids)):
+        describe_start([same])
+        assert "1 done" in capsys.readouterr().out
 
 
 def test_wrong_names_and_options_are_refused_before_anything_starts(tiny_workspace, tiny_table, capsys):
