@@ -8,7 +8,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpu_timing import DEVICE, L2_MULTIPLE, REPLAY_SECONDS, Ceilings, Figure, arguments_or_exit, attempt, graph_ms, input_sets, ratio
+from op_calls import Op, calls
 from report import write_report
 from row_lengths import Case, short, uniform, zipf
 from torch import Tensor
@@ -30,13 +30,10 @@ BYTES_PER_ELEMENT = 2
 TENSORS_MOVED = {"forward": 2, "forward+backward": 5}
 """Tensors of (L, D) that must move: x in, y out; backward: x and dy in, dx out. Weights are small."""
 
-Op = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From x, norm_weight, weight and bias to y."""
-
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """Leaves of the op, and the gradient of its output."""
+    """x, norm_weight, weight and bias, leaves, and the gradient of the output."""
 
     leaves: tuple[Tensor, Tensor, Tensor, Tensor]
     d_output: Tensor
@@ -90,8 +87,9 @@ def measure(case: Case, dim: int, ceilings: Ceilings) -> list[dict[str, Any]]:
     }
     rows = []
     for name, num_tensors in TENSORS_MOVED.items():
-        work = forward if name == "forward" else forward_backward
-        figures: dict[str, Figure] = {column: attempt(graph_ms, calls(work, op, sets)) for column, op in ops.items()}
+        # unused: the bare convolution does not read the weight of the norm
+        calls_of = partial(calls, sets=sets, with_backward=name != "forward", allow_unused=True)
+        figures: dict[str, Figure] = {column: attempt(graph_ms, calls_of(op)) for column, op in ops.items()}
         floor = num_tensors * case.num_tokens * dim * BYTES_PER_ELEMENT / ceilings.copy_bytes_per_ms
         row: dict[str, Any] = {"rows x tokens": case.name, "D": dim, "pass": name, **figures, "floor (ms)": floor}
         row["conv of floor"], row["fused of floor"] = (ratio(floor, figures[column]) for column in ("conv (ms)", "fused (ms)"))
@@ -111,21 +109,6 @@ def fused(layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, 
 def norm_then_conv(layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     normed = F.rms_norm(x, (x.shape[1],), norm_weight.to(x.dtype), EPS)
     return conv(layout, normed, norm_weight, weight, bias)
-
-
-def calls(work: Callable[[Op, Operands], Any], op: Op, sets: Sequence[Operands]) -> list[Callable[[], Any]]:
-    return [partial(work, op, one) for one in sets]
-
-
-def forward(op: Op, operands: Operands) -> Tensor:
-    with torch.no_grad():
-        return op(*operands.leaves)
-
-
-def forward_backward(op: Op, operands: Operands) -> list[Tensor | None]:
-    output = op(*operands.leaves)
-    # the bare convolution does not read the weight of the norm
-    return [output.detach(), *torch.autograd.grad(output, operands.leaves, operands.d_output, allow_unused=True)]
 
 
 if __name__ == "__main__":

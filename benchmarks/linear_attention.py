@@ -29,6 +29,7 @@ from gpu_timing import (
     peak_megabytes,
     ratio,
 )
+from op_calls import Op, calls, forward_backward
 from plain_attention import plain_attention
 from report import write_report
 from row_lengths import SINGLE_ROW_LENGTHS, Case, short, uniform, zipf
@@ -52,15 +53,18 @@ MAX_ERROR_ROWS, MAX_ERROR_TOKENS = 64, 65536
 """Errors are taken on the first rows: the reference runs row by row, and fp64 takes memory."""
 BYTES_PER_ELEMENT = 2
 QUERY, KEY, VALUE, KEY_GATE, OUTPUT_GATE, NORM_WEIGHT = "query", "key", "value", "key_gate", "output_gate", "norm_weight"
-Op = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class InputSet:
-    """Leaves by argument name, and the gradient of the output."""
+    """Leaves by argument name, in the order of the arguments, and the gradient of the output."""
 
     tensors: dict[str, Tensor]
     d_output: Tensor
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return list(self.tensors.values())
 
     @classmethod
     def random(cls, case: Case, head_dim: int, seed: int) -> "InputSet":
@@ -193,20 +197,6 @@ def peer(make: Callable[[], Op], sets: list[InputSet]) -> tuple[Op, list[InputSe
         return make(), sets
     except (ImportError, ValueError) as error:
         return "not installed" if isinstance(error, ImportError) else str(error).split(",")[0]
-
-
-def calls(op: Op, sets: Sequence[InputSet], with_backward: bool) -> list[Callable[[], Any]]:
-    return [partial(forward_backward if with_backward else forward, op, one) for one in sets]
-
-
-def forward(op: Op, inputs: InputSet) -> Tensor:
-    with torch.no_grad():
-        return op(**inputs.tensors)
-
-
-def forward_backward(op: Op, inputs: InputSet) -> list[Tensor]:
-    output = op(**inputs.tensors)
-    return [output.detach(), *torch.autograd.grad(output, list(inputs.tensors.values()), inputs.d_output)]
 
 
 def floor_bytes(num_tokens: int, head_dim: int, with_backward: bool) -> int:

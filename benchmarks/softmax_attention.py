@@ -28,6 +28,7 @@ from gpu_timing import (
     input_sets,
     ratio,
 )
+from op_calls import calls
 from report import write_report
 from row_lengths import Case, uniform, zipf
 from torch import Tensor
@@ -164,20 +165,6 @@ def cross_ms(query_layout: JaggedLayout, key_layout: JaggedLayout, sets: Sequenc
 def varlen(query_layout: JaggedLayout, key_layout: JaggedLayout) -> Attention:
     offsets = {"cu_seq_q": query_layout.offsets_int32, "cu_seq_k": key_layout.offsets_int32}
     return partial(varlen_attn, **offsets, max_q=query_layout.max_length, max_k=key_layout.max_length)
-
-
-def calls(op: Attention, sets: Sequence[Operands], with_backward: bool) -> list[Callable[[], Any]]:
-    return [partial(forward_backward if with_backward else forward, op, one) for one in sets]
-
-
-def forward(op: Attention, operands: Operands) -> Tensor:
-    with torch.no_grad():
-        return op(*operands.leaves)
-
-
-def forward_backward(op: Attention, operands: Operands) -> list[Tensor]:
-    output = op(*operands.leaves)
-    return [output.detach(), *torch.autograd.grad(output, operands.leaves, operands.d_output)]
 
 
 if __name__ == "__main__":

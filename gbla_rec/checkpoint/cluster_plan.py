@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -27,6 +28,12 @@ from gbla_rec.models.retriever import HistoryModel
 
 CODE_BYTES = 8
 """Semantic-ID codes, and rows of items, are int64."""
+ItemSource = Literal["dataset", "option", "rows_per_table"]
+FEWER_ITEMS: Mapping[ItemSource, str] = {
+    "dataset": "fewer items",
+    "option": "fewer --items",
+    "rows_per_table": "fewer rows (--model.embedding.rows-per-table, which stands for the number of items; or give that by --items)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +45,14 @@ class Catalogue:
         context_sizes: values of each context column.
         code_widths: codes of each level of the semantic IDs.
         feature_dim: width of the item features that the model reads; 0: none.
+        item_source: where ``num_items`` comes from; an error that asks for fewer names it.
     """
 
     num_items: int
     context_sizes: Mapping[str, int]
     code_widths: tuple[int, ...]
     feature_dim: int = 0
+    item_source: ItemSource = "dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +147,7 @@ def plan_cluster(config: RunConfig, cluster: Cluster, catalogue: Catalogue) -> C
     memories = rank_memories(plan)
     shapes = _dense_shapes(config, catalogue)
     dense = _dense_memory(config, catalogue, shapes)
-    _require_room_for_dense(config, cluster, dense)
+    _require_room_for_dense(config, cluster, dense, FEWER_ITEMS[catalogue.item_source])
     return ClusterPlan(
         cluster=cluster,
         memory_reserve=config.model.embedding.memory_reserve,
@@ -177,24 +186,24 @@ def _dense_memory(config: RunConfig, catalogue: Catalogue, shapes: Mapping[str, 
     )
 
 
-def _require_room_for_dense(config: RunConfig, cluster: Cluster, dense: DenseMemory) -> None:
+def _require_room_for_dense(config: RunConfig, cluster: Cluster, dense: DenseMemory, fewer_items: str) -> None:
     """The reserve must hold the dense part; activations come on top."""
     reserve = config.model.embedding.memory_reserve
     if cluster.device_type == "cuda":
-        _require_room("device memory", dense.device, int(reserve * cluster.device_memory), reserve, dense.item_codes)
-        _require_room("host memory", dense.hash_rows_host, int(reserve * cluster.host_memory_per_rank), reserve, 0)
+        _require_room("device memory", dense.device, int(reserve * cluster.device_memory), reserve, dense.item_codes, fewer_items)
+        _require_room("host memory", dense.hash_rows_host, int(reserve * cluster.host_memory_per_rank), reserve, 0, fewer_items)
     else:
         needed = dense.device + dense.hash_rows_host
-        _require_room("host memory", needed, int(reserve * cluster.host_memory_per_rank), reserve, dense.item_codes)
+        _require_room("host memory", needed, int(reserve * cluster.host_memory_per_rank), reserve, dense.item_codes, fewer_items)
 
 
-def _require_room(name: str, needed: int, reserved: int, reserve: float, item_codes: int) -> None:
+def _require_room(name: str, needed: int, reserved: int, reserve: float, item_codes: int, fewer_items: str) -> None:
     if needed > reserved:
         codes = f", {format_bytes(item_codes)} of it semantic IDs and features of the items" if item_codes else ""
         raise ValueError(
             f"the part of the model that every rank holds does not fit: it needs {format_bytes(needed)} of {name} a rank{codes}, and the "
             f"reserve of {reserve:.0%} is {format_bytes(reserved)}: short by "
-            f"{exact_bytes(needed - reserved)}; give a higher --model.embedding.memory-reserve, fewer items, or ranks with more memory"
+            f"{exact_bytes(needed - reserved)}; give a higher --model.embedding.memory-reserve, {fewer_items}, or ranks with more memory"
         )
 
 

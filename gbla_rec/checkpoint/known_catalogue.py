@@ -30,7 +30,14 @@ def known_catalogue(config: RunConfig, num_items: int | None = None) -> tuple[Ca
     items = num_items if num_items is not None else known
     widths = _code_widths(config, items, is_known=num_items is None)
     text = f"{source}; {items:,} items, codes {' x '.join(map(str, widths))}"
-    return Catalogue(num_items=items, context_sizes=sizes, code_widths=widths, feature_dim=_feature_dim(config)), text
+    catalogue = Catalogue(
+        num_items=items,
+        context_sizes=sizes,
+        code_widths=widths,
+        feature_dim=_feature_dim(config),
+        item_source="option" if num_items is not None else "dataset" if path.exists() else "rows_per_table",
+    )
+    return catalogue, text
 
 
 def _code_widths(config: RunConfig, num_items: int, *, is_known: bool) -> tuple[int, ...]:

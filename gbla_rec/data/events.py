@@ -24,6 +24,7 @@ from gbla_rec.data.column_kinds import (
     time_values,
 )
 from gbla_rec.data.input_files import ROW, InputFile, blame, find_files, open_file
+from gbla_rec.data.row_places import place_of_row
 from gbla_rec.data.schema import HISTORY_COLUMNS, IdType
 
 USER, ITEM, TIME, FILE, PLACE = "user", "item", "time", "__file", "__place"
@@ -59,7 +60,7 @@ def open_events(config: PrepareConfig, item_table_kind: Kind = "unknown") -> Eve
 
     Raises:
         FileNotFoundError: if the log does not exist.
-        ValueError: naming file, column and row of the first bad value.
+        ValueError: naming file, column and row (of a CSV: the line) of the first bad value.
     """
     _check_context_names(config.context_columns)
     paths = find_files(config.events, "PrepareConfig.events")
@@ -222,7 +223,7 @@ def _is_bad(file: InputFile, role: str, kinds: dict[str, Kind]) -> pl.Expr:
 def _raise_bad_value(file: InputFile, role: str, column: str, is_bad: pl.Expr, count: int) -> None:
     row = file.frame.filter(is_bad).select(pl.col(ROW).min()).collect(engine="streaming").item()
     found = file.frame.filter((pl.col(ROW) == row) & is_bad).select(role).head(1).collect(engine="streaming").item()
-    where = f"{file.path}: column {column!r}, row {row} (from 0, a header not counted)"
+    where = f"{file.path}: column {column!r}, {place_of_row(file.path, row)}"
     many = f"; {count} such values in the file" if count > 1 else ""
     if found is None:
         raise ValueError(f"{where}: the value is missing; drop or fill such rows{many}")

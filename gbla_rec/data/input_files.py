@@ -1,7 +1,7 @@
-"""Find and scan the files of a log, and say which file and row is to blame when one cannot be read.
+"""Find and scan the files of a log, and say which file and line is to blame when one cannot be read.
 
-Rows are counted from 0 and a CSV header does not count. CSV columns are read as text, so that no value is lost to a
-guessed type; ``column_kinds`` decides what the text means.
+``ROW`` counts from 0 and a CSV header does not count; ``row_places`` turns it into what an error says. CSV columns are read as
+text, so that no value is lost to a guessed type; ``column_kinds`` decides what the text means.
 """
 
 import csv
@@ -92,7 +92,7 @@ def open_file(path: Path) -> InputFile:
 
 @contextmanager
 def blame(paths: Sequence[Path]) -> Iterator[None]:
-    """Turn a reader's error into one ``ValueError`` that names the unreadable file (and the row, for CSV)."""
+    """Turn a reader's error into one ``ValueError`` that names the unreadable file (and the line, for CSV)."""
     try:
         yield
     except (PolarsError, PanicException) as error:
@@ -117,12 +117,16 @@ def _why_bad_csv(path: Path) -> str | None:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
-            header = next(rows, None)
+            # the reader skips blank lines before the header
+            header = next(filter(None, rows), None)
             if header is None:
                 return "the file is empty"
-            for number, row in enumerate(rows):
+            line = rows.line_num + 1
+            for row in rows:
                 if len(row) > len(header):
-                    return f"row {number} (from 0, without the header) has {len(row)} fields, the header has {len(header)}"
+                    return f"line {line} has {len(row)} fields, the header has {len(header)}"
+                # a quoted field may span lines: the next row begins where this one ends
+                line = rows.line_num + 1
     except UnicodeDecodeError as error:
         return f"not UTF-8 text ({error})"
     except csv.Error as error:

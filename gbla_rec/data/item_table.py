@@ -9,6 +9,7 @@ import polars as pl
 from gbla_rec.config import PrepareConfig
 from gbla_rec.data.column_kinds import Kind, id_values, is_text, join_kinds, kind_of_dtype, kind_of_text, text_counts
 from gbla_rec.data.input_files import ROW, InputFile, blame, find_files, open_file
+from gbla_rec.data.row_places import place_of_row
 from gbla_rec.data.schema import ITEM_COLUMNS
 
 LIST_SEPARATOR = ", "
@@ -28,16 +29,15 @@ class ItemTable:
         """All items: ``item_id`` of ``kind`` and the text columns, in the order of the files.
 
         Raises:
-            ValueError: if an id is missing, does not fit int64 or occurs twice; the message names file and row.
+            ValueError: if an id is missing, does not fit int64 or occurs twice; the message names file and row (of a CSV: the line).
         """
         with blame([file.path for file in self.files]):
             parts = [self._read_file(file, number, kind) for number, file in enumerate(self.files)]
         frame = pl.concat(parts)
         for row in frame.filter(pl.col("item_id").is_null()).head(1).iter_rows(named=True):
-            raise ValueError(
-                f"{self.files[row['file']].path}: column {self.item_column!r}, row {row[ROW]} (from 0, a header not counted): "
-                "the id is missing or does not fit int64"
-            )
+            path = self.files[row["file"]].path
+            where = f"{path}: column {self.item_column!r}, {place_of_row(path, row[ROW])}"
+            raise ValueError(f"{where}: the id is missing or does not fit int64")
         self._check_unique(frame)
         return frame.drop("file", ROW)
 
@@ -51,9 +51,10 @@ class ItemTable:
         if len(twice):
             item_id = twice["item_id"][0]
             rows = twice.filter(pl.col("item_id") == item_id).head(2).rows(named=True)
-            where = " and ".join(f"{self.files[row['file']].path} row {row[ROW]}" for row in rows)
+            paths = [self.files[row["file"]].path for row in rows]
+            where = " and ".join(f"{path} {place_of_row(path, row[ROW])}" for path, row in zip(paths, rows, strict=True))
             raise ValueError(
-                f"item table: {self.item_column} {item_id!r} occurs more than once: {where} (from 0, a header not counted); "
+                f"item table: {self.item_column} {item_id!r} occurs more than once: {where}; "
                 f"{twice['item_id'].n_unique()} ids are duplicated"
             )
 

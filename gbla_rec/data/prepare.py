@@ -58,7 +58,7 @@ def prepare(config: PrepareConfig, output: Path, convert: Convert | None = None)
     Raises:
         FileExistsError: if ``output`` exists.
         FileNotFoundError: if an input does not exist.
-        ValueError: if the input is bad; the message names the file, the column and the row.
+        ValueError: if the input is bad; the message names the file, the column and the row (of a CSV: the line).
     """
     with new_directory(output) as directory:
         readable = config if convert is None else _converted(config, convert, directory)

@@ -44,6 +44,27 @@ def test_a_plan_that_does_not_fit_ends_with_one_error(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        (("--items", "4_000_000_000"), "memory-reserve, fewer --items, or ranks"),
+        (("--model.embedding.rows-per-table", "4_000_000_000"), "memory-reserve, fewer rows (--model.embedding.rows-per-table, which"),
+    ],
+)
+@pytest.mark.usefixtures("workspace")
+def test_too_many_items_are_told_by_the_option_that_they_come_from(options: tuple[str, str], cure: str) -> None:
+    # the tables lie in host memory and fit: what does not is codes and rows of the items
+    cluster = ("--gpus", "8", "--hbm", "80GB", "--host-memory", "20TB", "--model.embedding.placement", "uvm")
+    with pytest.raises(ValueError, match="every rank holds does not fit") as refused:
+        plan.main([*cluster, "--recipe", "own_data", *options])
+    assert cure in str(refused.value)
+
+
+def test_too_many_items_of_a_dataset_are_no_matter_of_options(tiny_workspace: Path) -> None:
+    with pytest.raises(ValueError, match="memory-reserve, fewer items, or ranks"):
+        plan.main(["--gpus", "1", "--recipe", "own_data", "--dataset", "tiny", "--model.embedding.memory-reserve", "0.0001"])
+
+
+@pytest.mark.parametrize(
     ("option", "value", "message"),
     [("--hbm", "80", "--hbm must be a number and a unit"), ("--nodes", "0", "--nodes must be positive, got 0")],
 )

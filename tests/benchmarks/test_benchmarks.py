@@ -63,6 +63,40 @@ def test_the_plain_peer_computes_the_op(benchmarks_on_path):
         assert relative_error(value, expected[name]) < 1e-5, name
 
 
+def test_calls_give_an_op_its_arguments_in_order_and_take_every_gradient(benchmarks_on_path, monkeypatch):
+    import linear_attention
+    from op_calls import calls
+    from row_lengths import Case
+
+    monkeypatch.setattr(linear_attention, "DEVICE", "cpu")
+    case = Case("two rows", (5, 3))
+    layout = JaggedLayout.from_lengths(case.lengths)
+    op = partial(gated_linear_attention, offsets=layout.offsets, layout=layout, backend=Backend.REFERENCE)
+    sets = [linear_attention.InputSet.random(case, 8, seed) for seed in range(2)]
+    for operands, forward, both in zip(sets, calls(op, sets, False), calls(op, sets, True), strict=True):
+        output = op(**operands.tensors)
+        gradients = torch.autograd.grad(output, list(operands.tensors.values()), operands.d_output)
+        assert torch.equal(forward(), output) and not forward().requires_grad
+        for found, expected in zip(both(), (output, *gradients), strict=True):
+            assert not found.requires_grad and torch.equal(found, expected)
+
+
+def test_an_op_that_leaves_an_operand_out_is_refused_unless_allowed(benchmarks_on_path, monkeypatch):
+    import causal_conv1d
+    from op_calls import calls
+
+    monkeypatch.setattr(causal_conv1d, "DEVICE", "cpu")
+    operands = causal_conv1d.Operands.random(5, 8, seed=0)
+
+    def op(x, norm_weight, weight, bias):
+        return x * weight[:, 0] + bias
+
+    with pytest.raises(RuntimeError, match="allow_unused"):
+        calls(op, [operands], True)[0]()
+    found = calls(op, [operands], True, allow_unused=True)[0]()
+    assert [gradient is None for gradient in found] == [False, False, True, False, False]
+
+
 def test_cases_have_the_tokens_that_they_name(benchmarks_on_path):
     from row_lengths import SHORT_ROWS, ZIPF_ROWS, ZIPF_TOKENS, short, uniform, zipf
 

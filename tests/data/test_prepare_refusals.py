@@ -1,5 +1,6 @@
-"""Bad input gives one error that names the file, the column and the row, and leaves nothing behind."""
+"""Bad input gives one error that names the file, the column and the row (of a CSV: the line), and leaves nothing behind."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ def refuse(directory: Path, error: type[Exception], *words: str, name: str = "lo
     assert sorted(directory.iterdir()) == before
 
 
+def in_csv(word: str) -> str:
+    """A row of a Parquet file, in a CSV file whose rows are one line each below the header."""
+    return re.sub(r"row (\d+)", lambda found: f"line {int(found[1]) + 2}", word)
+
+
 @pytest.mark.parametrize("form", ["parquet", "csv"])
 @pytest.mark.parametrize(
     ("frame", "words"),
@@ -50,7 +56,7 @@ def refuse(directory: Path, error: type[Exception], *words: str, name: str = "lo
 def test_bad_logs_are_refused(tmp_path: Path, form: str, frame: pl.DataFrame, words: list[str]) -> None:
     name = f"log.{form}"
     frame.write_csv(tmp_path / name) if form == "csv" else frame.write_parquet(tmp_path / name)
-    refuse(tmp_path, ValueError, name, *words, name=name)
+    refuse(tmp_path, ValueError, name, *(map(in_csv, words) if form == "csv" else words), name=name)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +99,8 @@ def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: l
         ("log.parquet", b"", ["empty"]),
         ("log.csv", b"", ["empty"]),
         ("log.parquet", b"PAR1 not a file", ["not a whole Parquet file"]),
-        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n", ["row 1", "4 fields", "3"]),
-        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["'timestamp', row 1"]),
+        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n", ["line 3 has 4 fields, the header has 3"]),
+        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["'timestamp', line 3:"]),
         ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
         ("log.csv", b"user_id;item_id;timestamp\n1;2;3\n", ["'user_id' is missing", "must be separated by commas"]),
         ("log.json", b"{}", [".parquet"]),
@@ -103,6 +109,49 @@ def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: l
 def test_unreadable_files_are_refused(tmp_path: Path, name: str, content: bytes, words: list[str]) -> None:
     (tmp_path / name).write_bytes(content)
     refuse(tmp_path, ValueError, name, *words, name=name)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [("2,,3", ": the value is missing"), ("2,5,soon", ": 'soon' is not a timestamp"), ("2,5,3,4,5", " has 5 fields")],
+)
+@pytest.mark.parametrize(
+    "above",
+    [
+        pytest.param(["user_id,item_id,timestamp"], id="header"),
+        pytest.param(["", "", "user_id,item_id,timestamp", "1,5,3"], id="blank lines above the header"),
+        pytest.param(["user_id,item_id,timestamp", '1,"a', "", '""b""",3', '1,"c', 'd",3'], id="quoted fields over several lines"),
+    ],
+)
+def test_a_bad_csv_value_is_named_by_the_line_that_an_editor_shows(
+    tmp_path: Path, above: list[str], bad: str, what: str, line_end: str
+) -> None:
+    (tmp_path / "log.csv").write_bytes(line_end.join([*above, bad, "3,6,4", ""]).encode())
+    refuse(tmp_path, ValueError, f"line {len(above) + 1}{what}", name="log.csv")
+
+
+def test_a_csv_header_may_span_lines(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('user_id,item_id,timestamp,"two\nlines"\n1,5,3,"x\n\ny"\n2,5,soon,\n')
+    refuse(tmp_path, ValueError, "line 6: 'soon' is not a timestamp", name="log.csv")
+
+
+def test_a_row_with_too_many_fields_does_not_hide_a_bad_value(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,note\n1,5,3,x,y\n2,5,soon,\n")
+    refuse(tmp_path, ValueError, "line 3: 'soon' is not a timestamp", name="log.csv")
+
+
+def test_a_blank_line_below_the_csv_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,5,3\n\n2,6,4\n")
+    refuse(tmp_path, ValueError, "column 'user_id', line 3: the value is missing", name="log.csv")
+
+
+def test_items_of_a_csv_table_are_named_by_line(tmp_path: Path) -> None:
+    GOOD.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "items.csv").write_text('item_id,title\n5,"two\nlines"\n6,b\n5,c\n')
+    refuse(tmp_path, ValueError, "items.csv line 2 and ", "items.csv line 5; 1 ids", items=tmp_path / "items.csv", text_columns=("title",))
+    (tmp_path / "items.csv").write_text('item_id,title\n5,"two\nlines"\n,b\n')
+    refuse(tmp_path, ValueError, "items.csv: column 'item_id', line 4:", items=tmp_path / "items.csv", text_columns=("title",))
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros"])

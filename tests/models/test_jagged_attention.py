@@ -1,5 +1,7 @@
 """Softmax attention between jagged batches: equals each row alone, and the fused GPU path equals the exact one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -7,10 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gbla_kernels import JaggedLayout
-from gbla_kernels.testing.error_budget import relative_error
+from gbla_kernels.testing.error_budget import FUSED_ATTENTION_FACTORS, assert_errors_within, relative_error
 from gbla_rec.models.jagged_attention import jagged_attention
 from gbla_rec.models.row_attention import row_attention_op
 
+NAMES = ("output", "d_query", "d_key", "d_value")
+WEIGHTING = (torch.arange(16, dtype=torch.float64) - 7.5) / 8
+"""Of the output, exact in bf16."""
 rows_strategy = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 70)), min_size=1, max_size=5)
 
 
@@ -27,15 +32,19 @@ def outputs(
     """Output, and the gradients of query, key and value."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     output = jagged_attention(*leaves, queries, keys, is_causal=is_causal, window=window)
-    weighting = torch.linspace(-1, 1, 16, dtype=output.dtype, device=output.device)
-    return [output.detach(), *torch.autograd.grad((output * weighting).sum(), leaves)]
+    return [output.detach(), *torch.autograd.grad((output * WEIGHTING.to(output)).sum(), leaves)]
 
 
 def definition(
-    tensors: list[Tensor], queries: JaggedLayout, keys: JaggedLayout, is_causal: bool = False, window: int | None = None
+    tensors: list[Tensor],
+    queries: JaggedLayout,
+    keys: JaggedLayout,
+    is_causal: bool = False,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> list[Tensor]:
     """The same from a dense score matrix with a block mask."""
-    query, key, value = (tensor.detach().double().requires_grad_() for tensor in tensors)
+    query, key, value = (tensor.detach().to(dtype).requires_grad_() for tensor in tensors)
     may_see = queries.rows[:, None] == keys.rows[None, :]
     if window is not None:
         may_see = may_see & ((queries.positions[:, None] - keys.positions[None, :]).abs() <= window)
@@ -44,7 +53,7 @@ def definition(
     scores = torch.einsum("thk,shk->hts", query, key) / 4
     weights = torch.softmax(scores.masked_fill(~may_see, -torch.inf), dim=-1)
     output = torch.einsum("hts,shk->thk", weights.nan_to_num(0), value)
-    total = (output * torch.linspace(-1, 1, 16, dtype=torch.float64)).sum()
+    total = (output * WEIGHTING.to(dtype)).sum()
     return [output.detach(), *(gradient.nan_to_num(0) for gradient in torch.autograd.grad(total, [query, key, value]))]
 
 
@@ -99,6 +108,24 @@ def test_layouts_of_other_batches_are_refused() -> None:
         jagged_attention(*tensors, queries, JaggedLayout.from_lengths([2, 1]))
 
 
+def assert_within_budget(actual: list[Tensor], tensors: list[Tensor], *settings: Any) -> None:
+    """Of fused kernels, by ``definition`` of the same inputs in fp64, and in fp32 rounded once."""
+    exact, in_fp32 = (definition(tensors, *settings, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    rounded = [x.bfloat16() for x in in_fp32]
+    assert_errors_within(*(dict(zip(NAMES, results, strict=True)) for results in (actual, exact, rounded)), FUSED_ATTENTION_FACTORS)
+
+
+@pytest.mark.parametrize("wrong", NAMES)
+def test_the_budget_of_fused_kernels_has_no_room_for_an_error_of_one_unit_in_the_last_place(wrong: str) -> None:
+    arguments = inputs_of([(130, 130), (4, 65)], torch.bfloat16)
+    rounded = [x.bfloat16() for x in definition(*arguments, dtype=torch.float32)]
+    assert_within_budget(rounded, *arguments)
+    shift = torch.finfo(torch.bfloat16).eps
+    shifted = [(x.float() * (1 + shift)).bfloat16() if name == wrong else x for name, x in zip(NAMES, rounded, strict=True)]
+    with pytest.raises(AssertionError, match=f"{wrong}: relative error"):
+        assert_within_budget(shifted, *arguments)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("is_causal", "window"), [(False, None), (True, None), (False, 20), (True, 20)])
 @pytest.mark.parametrize("rows", [[(5, 5), (0, 0), (1, 1), (130, 130)], [(3, 0), (4, 65), (0, 7), (1, 300)]])
@@ -107,11 +134,8 @@ def test_flash_path_equals_the_exact_one(rows: list[tuple[int, int]], is_causal:
         pytest.skip("needs equal layouts")
     tensors, queries, keys = inputs_of(rows, torch.bfloat16)
     on_gpu = [tensor.cuda() for tensor in tensors]
-    actual = outputs(on_gpu, queries.to("cuda"), keys.to("cuda"), is_causal, window)
-    expected = definition(tensors, queries, keys, is_causal, window)
-    for name, found, exact in zip(("output", "d_query", "d_key", "d_value"), actual, expected, strict=True):
-        assert found.isfinite().all(), name
-        assert relative_error(found.cpu(), exact) < 4 * torch.finfo(torch.bfloat16).eps, name
+    actual = [x.cpu() for x in outputs(on_gpu, queries.to("cuda"), keys.to("cuda"), is_causal, window)]
+    assert_within_budget(actual, tensors, queries, keys, is_causal, window)
 
 
 @pytest.mark.parametrize(("is_causal", "window"), [(False, None), (True, None), (False, 2)])
