@@ -2,8 +2,8 @@
 
 Where all rows have one length torch reaches the same kernels (``dense_rows.py``); its private ragged call, by its source, keeps no plan
 and reads the longest row of a backward from the head width. Here plans are kept, by a key of rounded sizes: rows come in a few classes
-of length (``length_classes.py``), their number and the longest are rounded up to buckets, and rows of other classes are gaps between
-the rows.
+of length (``length_classes.py``), their number and the longest are rounded up to sizes that were met before, and rows of other classes
+are gaps between the rows.
 """
 
 # L tokens, H heads, K head width, n rows of a class (docs/shapes.md)
@@ -109,10 +109,11 @@ def _run_backward(
     tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous(), "out": out}
     tensors["d_out"] = d_out.contiguous()
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
+    _STATE.most_tokens = max(_STATE.most_tokens, bucket(max(query.shape[0], 1)))
     tensors |= dict(zip(("d_query", "d_key", "d_value"), gradients, strict=True))
     for rows in class_rows(offsets, offsets_cpu):
         # bounds the workspace: without it, fp32 gradients of the queries for all n x longest tokens
-        _execute("backward", rows, tensors, stats, total_tokens=bucket(query.shape[0]))
+        _execute("backward", rows, tensors, stats, total_tokens=_STATE.most_tokens)
     return gradients[0], gradients[1], gradients[2]
 
 
@@ -155,6 +156,8 @@ class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.handles: dict[torch.device, int] = {}
         self.plans: dict[PlanKey, Plan] = {}
+        self.most_tokens = 0
+        """Of all batches so far, a bucket: their backward passes share plans, at the workspace of the largest."""
 
 
 _STATE = _ThreadState()

@@ -19,17 +19,40 @@ CLASS_RATIO = 4
 """Rows of a class differ at most by this factor in length, unless that would leave few rows to a launch."""
 MERGED_BLOCKS = 256
 """A class joins the next longer one if this adds no more empty blocks: about the cost of a launch."""
+REUSE_RATIO = 4
+"""A class takes a known shape of up to so many times its own blocks: empty ones cost microseconds, a plan a tenth of a second."""
 
 
 def bucket(size: int) -> int:
-    """The next power of two at or above ``size``: few different sizes, few plans.
-
-    A plan takes about 0.1 s to compile, for which all ranks wait. On Zipf lengths up to 32,768, 65,536 tokens a step, one rank needs 28
-    plans, and the ranks of four still 48 between the 33rd and the 144th step; with steps of a half in the rows and of a quarter in
-    the tokens these were 52 and 79.
-    """
+    """The next power of two at or above ``size``: few different sizes, few plans."""
     assert size > 0
     return 1 << (size - 1).bit_length()
+
+
+class KnownShapes:
+    """Rows and longest row of the launches that a process has met, so that new batches may take the plans of earlier ones.
+
+    A plan takes about 0.1 s to compile, for which all ranks wait. On Zipf lengths up to 32,768, dealt by cost to four ranks of 65,536
+    tokens, the ranks wait for 34 plans in the first 144 steps, and for 66 if every shape gets its own; blocks grow by 30 %.
+    """
+
+    def __init__(self) -> None:
+        self._shapes = list[tuple[int, int]]()
+
+    def fit(self, num_rows: int, max_length: int) -> tuple[int, int]:
+        """The smallest known shape that holds this one, if it has few enough blocks more; else this one, known from now on."""
+        fitting = [
+            (rows * length, rows, length)
+            for rows, length in self._shapes
+            if rows >= num_rows and length >= max_length and rows * length <= REUSE_RATIO * num_rows * max_length
+        ]
+        if fitting:
+            return min(fitting)[1:]
+        self._shapes.append((num_rows, max_length))
+        return num_rows, max_length
+
+
+_KNOWN_SHAPES = KnownShapes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +96,7 @@ class ClassRows:
     Attributes:
         starts: ``(n + 1,)`` int64: first token of each row; the last entry is ``L``.
         lengths: ``(n,)`` int32, 0 for padding.
-        max_length: a power of two at or above the longest row, at least ``BLOCK``.
+        max_length: a power of two at or above the longest row, at least ``BLOCK``; with ``n`` one of the ``KnownShapes``.
     """
 
     starts: Tensor
@@ -126,7 +149,8 @@ def _is_capturing(tensor: Tensor) -> bool:
 
 
 def _rows_of(one: LengthClass, offsets: Tensor, *, num_classes: int) -> ClassRows:
-    num_rows, lengths = bucket(one.num_rows), offsets.diff()
+    num_rows, max_length = _KNOWN_SHAPES.fit(bucket(one.num_rows), max(bucket(one.longest), BLOCK))
+    lengths = offsets.diff()
     if num_classes > 1 or one.num_rows < lengths.numel():
         is_inside = (lengths > one.above) & (lengths <= one.longest)
         # the rows of the class first, in order
@@ -137,4 +161,4 @@ def _rows_of(one: LengthClass, offsets: Tensor, *, num_classes: int) -> ClassRow
     padding = num_rows - one.num_rows
     starts = torch.cat((starts, offsets[-1:].expand(padding + 1)))
     lengths = torch.nn.functional.pad(lengths.to(torch.int32), (0, padding))
-    return ClassRows(starts, lengths, max(bucket(one.longest), BLOCK))
+    return ClassRows(starts, lengths, max_length)

@@ -146,6 +146,7 @@ def fake_cudnn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: types.SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(module, "_STATE", module._ThreadState())
+    monkeypatch.setattr(length_classes, "_KNOWN_SHAPES", length_classes.KnownShapes())
     RAGGED_CALLS.clear()
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("_scaled_dot_product_cudnn_attention", dense_kernel, "CPU")
@@ -217,6 +218,9 @@ def test_lengths_make_no_plan() -> None:
 
     plans = run([300, 140, 90])
     for lengths in ([301, 141, 89], [384, 10, 130], [257, 200, 70]):
+        assert run(lengths) == plans
+    # fewer rows, shorter ones and fewer tokens take the plans of more
+    for lengths in ([300, 200], [250, 230], [250, 150]):
         assert run(lengths) == plans
 
 

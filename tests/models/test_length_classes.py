@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gbla_kernels import JaggedLayout
-from gbla_rec.models.length_classes import BLOCK, bucket, class_rows, length_classes
+from gbla_rec.models.length_classes import BLOCK, REUSE_RATIO, KnownShapes, bucket, class_rows, length_classes
 
 lengths_strategy = st.lists(st.integers(0, 3) | st.integers(0, 600) | st.sampled_from((128, 129, 2048, 131_072)), min_size=0, max_size=12)
 
@@ -52,3 +52,16 @@ def test_buckets_are_few_and_close() -> None:
     sizes = range(1, 5000)
     assert all(size <= bucket(size) < 2 * size for size in sizes)
     assert len({bucket(size) for size in sizes}) == 14
+
+
+@given(shapes=st.lists(st.tuples(st.integers(0, 8).map(lambda n: 2**n), st.integers(7, 15).map(lambda n: 2**n)), max_size=30))
+@example(shapes=[(4, 2048), (2, 1024), (1, 1024), (8, 4096)])
+def test_a_known_shape_is_taken_where_it_holds_the_rows_without_many_blocks_more(shapes: list[tuple[int, int]]) -> None:
+    known, met = KnownShapes(), set[tuple[int, int]]()
+    for rows, length in shapes:
+        taken = known.fit(rows, length)
+        assert taken[0] >= rows and taken[1] >= length and taken[0] * taken[1] <= REUSE_RATIO * rows * length
+        could = [one for one in met if one[0] >= rows and one[1] >= length and one[0] * one[1] <= REUSE_RATIO * rows * length]
+        assert taken in could if could else taken == (rows, length)
+        assert all(taken[0] * taken[1] <= one[0] * one[1] for one in could)
+        met.add(taken)
