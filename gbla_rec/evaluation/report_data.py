@@ -16,7 +16,7 @@ from gbla_rec.evaluation.compare import require_same_users
 from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.evaluation.per_user import History, values_of
 from gbla_rec.evaluation.report_plots import Estimate, TrainingCurve
-from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, differing_settings, find_runs
+from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, find_runs
 from gbla_rec.evaluation.slices import slices_at
 from gbla_rec.evaluation.summaries import UserValues, summarise, summarise_slices
 
@@ -134,7 +134,7 @@ def _data(run: EvaluatedRun) -> tuple[str, str]:
 
 
 def _is_alike(first: EvaluatedRun, second: EvaluatedRun) -> bool:
-    return _data(first) == _data(second) and not differing_settings(first.results["config"], second.results["config"])
+    return _data(first) == _data(second) and not first.settings_unlike(second)
 
 
 def _by_name_if_seeds_repeat(runs: list[EvaluatedRun]) -> list[list[EvaluatedRun]]:

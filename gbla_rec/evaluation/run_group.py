@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from gbla_rec import workspace
-from gbla_rec.checkpoint.run_directory import RESULTS
+from gbla_rec.checkpoint.run_directory import RESULTS, read_semantic_ids_hash
 from gbla_rec.evaluation.overrides import ADDING_FIELDS
 from gbla_rec.evaluation.per_user import read_per_user
 
@@ -61,6 +61,14 @@ class EvaluatedRun:
         """The run's name."""
         return str(self.results["config"]["name"])
 
+    def settings_unlike(self, other: "EvaluatedRun") -> list[str]:
+        """As ``differing_settings``, without how the semantic IDs were made where both runs have the same ones."""
+        differing = differing_settings(self.results["config"], other.results["config"])
+        own, others = (read_semantic_ids_hash(run.run_dir) for run in (self, other))
+        if own is None or own != others:
+            return differing
+        return [name for name in differing if not name.startswith("semantic_ids.")]
+
     def per_user(self) -> pl.DataFrame:
         """The values of single users, see ``read_per_user``."""
         return read_per_user(self.run_dir, self.results)
@@ -87,8 +95,7 @@ class RunGroup:
         for earlier, run in itertools.pairwise(ordered):
             if run.seed == earlier.seed:
                 raise ValueError(f"runs of a group must have distinct seeds, {earlier.run_dir} and {run.run_dir} both have {run.seed}")
-            differing = differing_settings(first.results["config"], run.results["config"])
-            if differing:
+            if differing := first.settings_unlike(run):
                 raise ValueError(
                     f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {', '.join(differing)}"
                 )

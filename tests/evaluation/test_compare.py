@@ -1,6 +1,7 @@
 """Comparisons of runs made by hand: exact where nothing differs, covering what was planted, blind to the order of seeds."""
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,26 @@ def test_runs_on_other_data_are_refused_by_name(evaluated_runs: Any, changes: di
     pair = [RunGroup.find([evaluated_runs.write("a", 0, values)]), RunGroup.find([evaluated_runs.write("b", 0, values, **changes)])]
     with pytest.raises(ValueError, match=message):
         compare(*pair)
+
+
+def test_runs_of_the_same_semantic_ids_are_a_group_however_these_were_made(evaluated_runs: Any) -> None:
+    values = np.linspace(0, 1, NUM_USERS)
+    runs = [evaluated_runs.write("a", 0, values), evaluated_runs.write("b", 1, values)]
+    for run_dir, embedding in zip(runs, ("text", "auto"), strict=True):
+        path = run_dir / "results.json"
+        results = json.loads(path.read_text())
+        results["config"]["semantic_ids"] = {"embedding": embedding}
+        path.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"differ in semantic_ids\.embedding"):
+        RunGroup.find(runs)
+    for hashes, are_same in ((("x", "y"), False), (("x", "x"), True)):
+        for run_dir, content in zip(runs, hashes, strict=True):
+            (run_dir / "version.json").write_text(json.dumps({"semantic_ids_hash": content}))
+        if are_same:
+            assert [run.run_dir for run in RunGroup.find(runs).runs] == runs
+        else:
+            with pytest.raises(ValueError, match=r"differ in semantic_ids\.embedding"):
+                RunGroup.find(runs)
 
 
 def test_groups_of_unlike_runs_and_missing_values_are_refused_by_name(evaluated_runs: Any) -> None:
