@@ -62,7 +62,7 @@ def amazon_beauty() -> RunConfig:
 
     Expect on the test users, mean of 3 seeds, own history neither removed nor masked: joint Recall@10 .0893, NDCG@10 .0515; generative
     alone with 50 beams .0842, .0479; item-level head alone .0835, .0489 (``SSSS`` in place of ``SGGS``: .0887, .0505; .0857, .0473;
-    .0838, .0484). On four H100s, some 32 runs side by side: 294 s a run, 37 s of one GPU. Commands: ``gbla-rec prepare
+    .0838, .0484). On four H100s, some 32 runs side by side: 294 s a run (``SSSS``), 37 s of one GPU. Commands: ``gbla-rec prepare
     --dataset amazon --path DIRECTORY --name amazon_beauty``, then tokenize, train and evaluate with ``--recipe amazon_beauty``;
     tables: ``benchmarks/quality/README.md``.
     Needs the extra ``text``. Another category: the same with its own ``--name`` and ``--dataset``; where its items have no text,

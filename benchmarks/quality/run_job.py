@@ -85,12 +85,15 @@ class RunJob:
             differing = differing_fields(from_json(RunConfig, (run_dir / "config.json").read_text()), self.config)
         except (ValueError, TypeError) as error:
             return f"its config cannot be read ({error})"
-        # how the semantic IDs were made does not matter: they are compared themselves
-        if differing := [name for name in differing if not name.startswith("semantic_ids.")]:
+        trained_on = read_semantic_ids_hash(run_dir)
+        if trained_on is not None:
+            # how the semantic IDs were made does not matter: they are compared themselves
+            differing = [name for name in differing if not name.startswith("semantic_ids.")]
+        if differing:
             return f"another {', '.join(differing)}"
         if read_dataset_hash(run_dir) != self.dataset_hash:
             return "another version of the dataset"
-        return None if self.semantic_ids.covers(read_semantic_ids_hash(run_dir)) else "other semantic IDs"
+        return None if self.semantic_ids.covers(trained_on) else "other semantic IDs"
 
     def next_stage(self) -> Stage | None:
         """Train anew, train on, evaluate, or nothing."""

@@ -71,8 +71,8 @@ def cudnn_attention(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, 
     """Each token attends to all tokens of its row.
 
     Args:
-        query: ``(L, H, K)``, bf16 or fp16 on a device for which ``has_cudnn_kernel``; a view of a projection is copied, since
-            cuDNN 9.19 gives wrong gradients, or faults, on ragged rows that are not dense.
+        query: ``(L, H, K)``, bf16 or fp16 on a device for which ``has_cudnn_kernel``; where rows are ragged, a view of a projection is
+            copied, since cuDNN 9.19 gives wrong gradients, or faults, on tokens with gaps between them.
         key: the same.
         value: the same.
         offsets: ``(B + 1,)`` int64 on the device.
@@ -104,10 +104,11 @@ def _run_forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, off
 def _run_backward(
     d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, offsets: Tensor, offsets_cpu: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # autograd may hand over an expanded gradient
+    d_out = d_out.contiguous()
     if length := _dense_length(offsets_cpu):
         return dense_backward(d_out, query, key, value, out, stats, length)
-    tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous(), "out": out}
-    tensors["d_out"] = d_out.contiguous()
+    tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous(), "out": out, "d_out": d_out}
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
     _STATE.most_tokens = max(_STATE.most_tokens, bucket(max(query.shape[0], 1)))
     tensors |= dict(zip(("d_query", "d_key", "d_value"), gradients, strict=True))

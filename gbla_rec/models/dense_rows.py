@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-MIN_LENGTH = 256
-"""Longer rows are worth it; shorter ones have little to compute."""
+SHORT_ROWS = 256
+"""Tokens of a row up to which cuDNN is not worth it: there is little to compute, and the blocks of torch's own kernel start faster."""
 LENGTH_MULTIPLE = 128
 """Lengths for the dense kernel: torch makes a plan for each, so that arbitrary ones would make many."""
 
 
 def is_dense_length(length: int) -> bool:
     """True if a batch whose rows all have ``length`` tokens is given to the dense kernel."""
-    return length > MIN_LENGTH and length % LENGTH_MULTIPLE == 0
+    return length > SHORT_ROWS and length % LENGTH_MULTIPLE == 0
 
 
 def dense_length(offsets_cpu: Tensor) -> int:
@@ -57,7 +57,8 @@ def dense_backward(
 
 
 def _rows(x: Tensor, length: int) -> Tensor:
-    """``(L, H, ...)`` as ``(B, H, T, ...)``."""
+    """``(L, H, ...)`` as ``(B, H, T, ...)``, a view unless the elements of a head are apart, which cuDNN does not take."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
     return x.view(-1, length, *x.shape[1:]).transpose(1, 2)
 
 

@@ -8,11 +8,9 @@ from torch.nn.attention.varlen import varlen_attn
 
 from gbla_kernels import JaggedLayout
 from gbla_rec.models.cudnn_attention import cudnn_attention, has_cudnn_kernel, has_dense_cudnn_kernel
-from gbla_rec.models.dense_rows import attend_dense, is_dense_length
+from gbla_rec.models.dense_rows import SHORT_ROWS, attend_dense, is_dense_length
 from gbla_rec.models.row_attention import attend_rows, row_attention_op
 
-SHORT_ROWS = 256
-"""If no row is longer, torch's own kernel is chosen: its blocks start faster, and there is little to compute."""
 FLASH_CAPABILITY = (8, 0)
 FLASH_ALIGNMENT, FLASH_MAX_HEAD_DIM = 8, 256
 

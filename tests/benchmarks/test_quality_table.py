@@ -133,9 +133,15 @@ def test_a_run_of_another_config_or_dataset_is_trained_anew_and_said_to_be(tiny_
         assert "1 runs" in printed and "0 done" in printed and reason in printed
     (otherwise_named,) = jobs_of(tiny_table, only=["sgg"], extra=("--semantic-ids.embedding", "auto", "--semantic-ids.seed", "7"))
     assert otherwise_named.config != job.config
-    for same in (job, dataclasses.replace(otherwise_named, semantic_ids=job.semantic_ids)):
+    same_ids = dataclasses.replace(otherwise_named, semantic_ids=job.semantic_ids)
+    for same in (job, same_ids):
         describe_start([same])
         assert "1 done" in capsys.readouterr().out
+
+    # a run that does not say which semantic IDs it has is told apart by how they were made
+    (run_dir / "version.json").write_text(json.dumps({"dataset_hash": job.dataset_hash}))
+    assert job.obstacle(run_dir) is None
+    assert same_ids.obstacle(run_dir) == "another semantic_ids.embedding, semantic_ids.seed"
 
 
 def test_wrong_names_and_options_are_refused_before_anything_starts(tiny_workspace, tiny_table, capsys):

@@ -125,12 +125,14 @@ def attention_gradients(q: Tensor, k: Tensor, v: Tensor, o: Tensor, dO: Tensor, 
 
 def dense_kernel(query: Tensor, key: Tensor, value: Tensor, bias: None, with_stats: bool, *_: Any, **__: Any) -> tuple[Any, ...]:
     """What torch calls where all rows have one length: ``(B, H, T, K)``; its results have no layout that a caller may count on."""
+    assert all(x.stride(-1) == 1 for x in (query, key, value))
     out, stats = attention(query.double(), key.double(), value.double(), query.shape[-1] ** -0.5)
     unused = torch.zeros((), dtype=torch.int64)
     return out.to(query.dtype), stats.float() if with_stats else unused, *[unused] * 2, 0, 0, *[unused] * 3
 
 
 def dense_backward_kernel(d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, stats: Tensor, *_: Any) -> list[Tensor]:
+    assert all(x.stride(-1) == 1 for x in (query, key, value, out)) and d_out.transpose(1, 2).is_contiguous()
     q, k, v, o, d_o = (x.double() for x in (query, key, value, out, d_out))
     gradients = attention_gradients(q, k, v, o, d_o, stats.double(), query.shape[-1] ** -0.5)
     return [gradient.to(query.dtype) for gradient in gradients]
@@ -199,6 +201,22 @@ def test_every_row_is_attended_in_place(batch: str, op: Callable[..., Tensor], m
     with torch.no_grad():
         assert torch.equal(attend(*tensors), actual[0])
     assert bool(RAGGED_CALLS) == (batch not in ("dense", "empty row", "no row"))
+
+
+@pytest.mark.usefixtures("fake_cudnn")
+@pytest.mark.parametrize("batch", ["equal", "dense"])
+def test_strides_of_inputs_and_of_the_gradient_do_not_matter(batch: str) -> None:
+    layout = JaggedLayout.from_lengths(BATCHES[batch])
+    attend = partial(module.cudnn_attention, offsets=layout.offsets, offsets_cpu=layout.offsets_cpu)
+    tensors = heads(layout.num_tokens)
+    apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
+    for left, right in zip(with_gradients(attend, tensors), with_gradients(attend, apart), strict=True):
+        assert torch.equal(left, right)
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    row = torch.linspace(-1, 1, 16).half()
+    for d_out in (row.expand_as(tensors[0]), torch.ones(()).half().expand_as(tensors[0])):
+        results = [torch.autograd.grad(attend(*leaves), leaves, one) for one in (d_out, d_out.contiguous())]
+        assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
 @pytest.mark.usefixtures("fake_cudnn")
