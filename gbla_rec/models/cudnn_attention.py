@@ -110,11 +110,13 @@ def _run_backward(
         return dense_backward(d_out, query, key, value, out, stats, length)
     tensors = {"query": query.contiguous(), "key": key.contiguous(), "value": value.contiguous(), "out": out, "d_out": d_out}
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)]
-    _STATE.most_tokens = max(_STATE.most_tokens, bucket(max(query.shape[0], 1)))
+    total_tokens = bucket(max(query.shape[0], 1))
+    if not torch.are_deterministic_algorithms_enabled():
+        total_tokens = _STATE.most_tokens = max(_STATE.most_tokens, total_tokens)
     tensors |= dict(zip(("d_query", "d_key", "d_value"), gradients, strict=True))
     for rows in class_rows(offsets, offsets_cpu):
         # bounds the workspace: without it, fp32 gradients of the queries for all n x longest tokens
-        _execute("backward", rows, tensors, stats, total_tokens=_STATE.most_tokens)
+        _execute("backward", rows, tensors, stats, total_tokens=total_tokens)
     return gradients[0], gradients[1], gradients[2]
 
 
@@ -166,7 +168,10 @@ _COMPILED = list[PlanKey]()
 
 
 def num_compiled_plans() -> int:
-    """Plans that this process has compiled so far, about 0.1 s each on an H100: a step that meets new sizes waits for them."""
+    """Plans that this process has compiled so far, about 0.1 s each on an H100: a step that meets new sizes waits for them.
+
+    Those that torch makes for dense rows, one for each number and length of rows, are not counted.
+    """
     return len(_COMPILED)
 
 

@@ -33,12 +33,11 @@ def attend_dense(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tens
 
 
 def dense_forward(query: Tensor, key: Tensor, value: Tensor, length: int, *, with_stats: bool) -> tuple[Tensor, Tensor]:
-    """The same without autograd: output ``(L, H, K)`` contiguous, and the logarithms of the softmax sums ``(L, H)`` fp32 or none."""
+    """The same without autograd: output ``(L, H, K)`` contiguous, and the logarithms of the softmax sums ``(L, H)`` fp32, or empty."""
     rows = (_rows(query, length), _rows(key, length), _rows(value, length))
     out, stats, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(*rows, None, with_stats)
-    if with_stats:
-        stats = _tokens(stats.view(stats.shape[:3])).contiguous()
-    return _tokens(out).contiguous(), stats
+    own_stats = _tokens(stats.view(stats.shape[:3])).contiguous() if with_stats else query.new_empty(0, dtype=torch.float32)
+    return _tokens(out).contiguous(), own_stats
 
 
 def dense_backward(

@@ -31,7 +31,7 @@ def jagged_attention(
 
     - half precision on CUDA, one layout on both sides, neither causal nor windowed, a row of more than ``SHORT_ROWS`` tokens, on
       Hopper or later, head width up to 128: cuDNN. If all rows have one length, a multiple of 128 (histories cut at a maximum,
-      mostly), its dense kernel; else, where the extra ``cudnn`` is installed, its ragged one;
+      mostly), its dense kernel, unless sums must have a fixed order; else, where the extra ``cudnn`` is installed, its ragged one;
     - other half precision on CUDA: torch's ``varlen_attn``;
     - everything else: one exact call per row, or per block of queries where there is a window (memory linear in ``T * window``).
 
@@ -65,7 +65,8 @@ def jagged_attention(
             # first: dense or ragged is decided inside, so that a compiler makes one graph for both
             if has_cudnn_kernel(*heads):
                 return cudnn_attention(query, key, value, query_layout.offsets, query_layout.offsets_cpu)
-            if is_dense_length(query_layout.uniform_length) and has_dense_cudnn_kernel(*heads):
+            is_dense = is_dense_length(query_layout.uniform_length) and not torch.are_deterministic_algorithms_enabled()
+            if is_dense and has_dense_cudnn_kernel(*heads):
                 return attend_dense(query, key, value, query_layout.uniform_length)
         return _flash(query, key, value, query_layout, key_layout, is_causal, window)
     if torch.compiler.is_compiling():

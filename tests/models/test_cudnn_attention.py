@@ -164,14 +164,19 @@ def test_a_forward_of_dense_rows_may_meet_the_backward_of_ragged_ones(lengths: l
     layout = JaggedLayout.from_lengths(lengths).to("cuda")
     tensors = heads(layout.num_tokens, 64, torch.bfloat16)
     offsets = (layout.offsets, layout.offsets_cpu)
+    d_out = torch.randn_like(tensors[0])
     dense = module._run_forward(*tensors, *offsets, "forward")
+    gradients = module._run_backward(d_out, *tensors, *dense, *offsets)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         ragged = module._run_forward(*tensors, *offsets, "forward")
+        from_dense = module._run_backward(d_out, *tensors, *dense, *offsets)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert relative_error(dense[0], ragged[0].double()) < torch.finfo(torch.bfloat16).eps
+    from_ragged = module._run_backward(d_out, *tensors, *ragged, *offsets)
     assert relative_error(dense[1], ragged[1].double()) < 1e-5
+    for found, expected in zip((ragged[0], *from_dense, *from_ragged), (dense[0], *gradients, *gradients), strict=True):
+        assert relative_error(found, expected.double()) < 2 * torch.finfo(torch.bfloat16).eps
 
 
 @needs_cudnn

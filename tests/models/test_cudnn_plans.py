@@ -243,6 +243,20 @@ def test_lengths_make_no_plan() -> None:
 
 
 @pytest.mark.usefixtures("fake_cudnn")
+def test_where_the_order_of_sums_must_be_fixed_plans_are_those_of_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(lengths: list[int]) -> None:
+        layout = JaggedLayout.from_lengths(lengths)
+        with_gradients(partial(module.cudnn_attention, offsets=layout.offsets, offsets_cpu=layout.offsets_cpu), heads(layout.num_tokens))
+
+    run([300, 140, 90])
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    run([200, 210])
+    own = [key for key in module._STATE.plans if key.is_deterministic or key.num_rows == 2]
+    assert {(key.num_rows, key.max_length) for key in own} == {(2, 256)}
+    assert {key.total_tokens for key in own} == {0, 512}
+
+
+@pytest.mark.usefixtures("fake_cudnn")
 def test_compiled_equals_eager_in_one_graph_for_ragged_rows_and_a_single_one() -> None:
     graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module.cudnn_attention, fullgraph=True, dynamic=True, backend=graphs)
