@@ -32,7 +32,7 @@ NUM_SAMPLES = 2_000
 SHOWN_CUTOFF = 10
 """Differences are shown at this cutoff, or at the largest one below it."""
 PAIRS = "Main scores, row against row"
-ALL_PAIRS, ALL_FIGURES = "Main scores, row against row, all metrics", "All figures"
+ALL_PAIRS, ALL_FIGURES, SEEDS = "Main scores, row against row, all metrics", "All figures", "Single runs"
 """Titles of the tables that are in the JSON alone."""
 NOTES = (
     "{text} {dataset}: {users:,} test users, {candidates:,} candidates, {beams} beams{of_joint}, items of the own history {history}. Test "
@@ -40,7 +40,7 @@ NOTES = (
     "the seed-averaged metric over users). Differences are to `{reference}`, by the same score where it has it, and of its own other "
     "scores to its main one. {method} "
     "Baselines without seeds are those of one run. Hardware, versions and commit are those of the runs. The JSON beside this page has all "
-    "metrics of all pairs of rows.{unfinished}"
+    "metrics of all pairs of rows, and of every run with its commit.{unfinished}"
 )
 
 
@@ -102,7 +102,8 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
     if reference is None:
         raise ValueError(f"the reference row {reference_name!r} must have a finished run; finished are {sorted(by_name) or 'none'}")
     figures = [figure for row in rows for figure in row_figures(row, reference)] + list(baseline_figures(reference))
-    tables, details = {"Cost": [cost(row) for row in rows]}, {ALL_FIGURES: figures}
+    tables = {"Cost": [cost(row) for row in rows]}
+    details = {ALL_FIGURES: figures, SEEDS: [line for row in rows for line in seed_figures(row)]}
     if len(rows) > 1:
         details[ALL_PAIRS] = [line for pair in combinations(rows, 2) for line in pair_figures(*pair)]
         cutoff = f"@{_shown_cutoff(figures)}"
@@ -157,6 +158,15 @@ def row_figures(row: Row, reference: Row) -> Iterator[dict[str, Any]]:
                 line |= {"difference": values["difference"], "difference low": values["low"], "difference high": values["high"]}
                 line |= {"with seeds low": values["seeds_low"], "with seeds high": values["seeds_high"]}
             yield line
+
+
+def seed_figures(row: Row) -> Iterator[dict[str, Any]]:
+    """One line per score and run: its seed, the commit that made it, its metrics."""
+    for score in row.scores:
+        for run in row.group.runs:
+            metrics = run.results["methods"][run.results["scores"][score]]
+            origin = {"seed": run.seed, "commit": run.results["versions"]["commit"]}
+            yield {"configuration": row.name, "score": score, **origin, **{name: values["mean"] for name, values in metrics.items()}}
 
 
 def pair_figures(first: Row, second: Row) -> Iterator[dict[str, Any]]:

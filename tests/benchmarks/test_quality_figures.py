@@ -147,6 +147,13 @@ def test_rows_of_mixed_objectives_are_held_to_the_same_score_or_the_main_one(
         other = score if name != reference and score in ABOVE[reference] else main
         expected = ABOVE[name][score] - ABOVE[reference][other]
         assert [line[key] for key in ("difference", "difference low", "difference high")] == pytest.approx([expected] * 3), (name, score)
+    single = {}
+    for line in report["details"]["Single runs"]:
+        single.setdefault((line["configuration"], line["score"]), []).append((line["seed"], line["commit"], line["Recall@10"]))
+    assert list(single) == scores
+    for key, runs in single.items():
+        assert [run[:2] for run in runs] == [(0, "0" * 40), (1, "0" * 40)]
+        assert sum(run[2] for run in runs) / 2 == pytest.approx(figures[key]["mean"])
     pairs = {(line["first"], line["second"]) for line in report["tables"]["Main scores, row against row"]}
     assert pairs == {("hybrid (joint)", "sasrec (item)"), ("hybrid (joint)", "tiger (generative)"), ("sasrec (item)", "tiger (generative)")}
     assert [(line["configuration"], line["score"]) for line in report["tables"]["Beams"]] == [
