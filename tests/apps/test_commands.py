@@ -63,6 +63,12 @@ def test_data_without_validation_users_are_refused_before_a_step_is_made(workspa
     data = ("--recipe", "own_data", "--dataset", "short")
     said = run_forked("tokenize", *data)
     assert "100% of the items had the codes of another one" in said and "warning: the codes say little about the items" in said
+    assert "do not begin alike" not in said
+    pl.DataFrame({"item_id": [1, 2], "title": ["red shoes", "green hats"]}).write_parquet(workspace.parent / "items.parquet")
+    run_forked("prepare", "--name", "told_apart", *files)
+    said = run_forked("tokenize", "--recipe", "own_data", "--dataset", "told_apart")
+    assert "no item had the codes of another one" in said
+    assert "2 items have 2 different first codes; give a smaller --semantic-ids.codebook-width, such as 2," in said
     assert "dataset 'short' must have users with validation targets" in run_forked("train", *data, "--name", "short", status=2)
     assert not (workspace / "runs").exists()
 
