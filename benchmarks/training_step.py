@@ -8,6 +8,7 @@ budget is per GPU: weak scaling), ``python benchmarks/training_step.py --smoke``
 import argparse
 import gc
 import itertools
+import os
 import shlex
 import sys
 import tempfile
@@ -75,9 +76,18 @@ def write_step_report(arguments: argparse.Namespace, sizes: Sizes, rows: Rows, p
     if dist.get_world_size() > 1 or is_zipf:
         tables["Ranks"] = ranks
     tables = {title: table for title, table in tables.items() if table}
-    command = " ".join(["python" if dist.get_world_size() == 1 else "torchrun ...", shlex.join(sys.argv)])
     name = f"weak_scaling_{dist.get_world_size()}" if is_zipf else "training_step"
+    command = f"{launcher(dist.get_world_size())} {shlex.join(sys.argv)}"
     print(write_report(name, rows, command, notes(sizes, plan, is_zipf), tables=tables, directory=arguments.directory), flush=True)
+
+
+def launcher(world_size: int) -> str:
+    """What started this program."""
+    if world_size == 1:
+        return "python"
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    nodes = f"--nnodes {world_size // per_node} " if per_node < world_size else ""
+    return f"torchrun {nodes}--nproc-per-node {per_node}"
 
 
 def compiled_choices(choice: str) -> list[bool]:
