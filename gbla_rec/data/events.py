@@ -63,11 +63,13 @@ def open_events(config: PrepareConfig, item_table_kind: Kind = "unknown") -> Eve
         ValueError: naming file, column and row (of a CSV: the line) of the first bad value.
     """
     _check_context_names(config.context_columns)
-    paths = find_files(config.events, "PrepareConfig.events")
+    paths = find_files(config.events, "--events")
     files = [open_file(path) for path in paths]
     with blame(paths):
         has_timestamps = _has_timestamps(config, files)
         flat = [_flatten(config, file, has_timestamps) for file in files]
+        for file in files:
+            file.require_equal_widths()
         kinds = _resolve_kinds(config, flat, has_timestamps)
         kinds[ITEM] = "string" if "string" in (item_table_kind, kinds[ITEM]) else kinds[ITEM]
         parts = [_typed(file, kinds, number) for number, file in enumerate(flat)]

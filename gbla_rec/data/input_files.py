@@ -4,7 +4,6 @@
 text, so that no value is lost to a guessed type; ``column_kinds`` decides what the text means.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
+
+from gbla_rec.data.csv_widths import first_unequal_row, why_unequal_widths
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 CSV_SUFFIXES = (".csv",)
@@ -48,6 +49,16 @@ class InputFile:
                 if self.is_csv and set(only) & set(OTHER_SEPARATORS):
                     cure = "a CSV must be separated by commas"
                 raise ValueError(f"{self.path}: {what} column {column!r} is missing; the file has {sorted(self.schema)}; {cure}")
+
+    def require_equal_widths(self) -> None:
+        """Refuse a CSV file in which a row has more or fewer fields than the header, also in columns that are not read.
+
+        Raises:
+            ValueError: naming the file and the line of the first such row.
+        """
+        reason = why_unequal_widths(self.path, len(self.schema)) if self.is_csv else None
+        if reason is not None:
+            raise ValueError(f"{self.path}: {reason}")
 
 
 def find_files(path: Path, argument: str) -> list[Path]:
@@ -115,22 +126,11 @@ def _why_unreadable(path: Path) -> str | None:
 
 def _why_bad_csv(path: Path) -> str | None:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
-            # the reader skips blank lines before the header
-            header = next(filter(None, rows), None)
-            if header is None:
-                return "the file is empty"
-            line = rows.line_num + 1
-            for row in rows:
-                if len(row) > len(header):
-                    return f"line {line} has {len(row)} fields, the header has {len(header)}"
-                # a quoted field may span lines: the next row begins where this one ends
-                line = rows.line_num + 1
+        reason = first_unequal_row(path, errors="strict")
     except UnicodeDecodeError as error:
         return f"not UTF-8 text ({error})"
-    except csv.Error as error:
-        return f"not a CSV file ({error})"
+    if reason is not None:
+        return reason
     try:
         pl.scan_csv(path, infer_schema=False, glob=False).select(pl.all().null_count()).collect(engine="streaming")
     except (PolarsError, PanicException) as error:

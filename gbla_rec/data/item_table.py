@@ -64,17 +64,18 @@ def open_item_table(config: PrepareConfig) -> ItemTable | None:
 
     Raises:
         FileNotFoundError: if the table does not exist.
-        ValueError: if a column is missing or of a type that is no id or no text.
+        ValueError: if a column is missing or of a type that is no id or no text, or a row of a CSV has too many or too few fields.
     """
     if config.items is None:
         if config.text_columns:
-            raise ValueError(f"PrepareConfig.text_columns={config.text_columns} needs PrepareConfig.items, which is None")
+            raise ValueError(f"--text-columns {' '.join(config.text_columns)} needs an item table; name it with --items")
         return None
-    files = tuple(open_file(path) for path in find_files(config.items, "PrepareConfig.items"))
+    files = tuple(open_file(path) for path in find_files(config.items, "--items"))
     kinds = []
     for file in files:
         file.require_columns([config.item_column], "item", cure="name it as the events do (--item-column)")
         file.require_columns(config.text_columns, "text", cure="name others with --text-columns")
+        file.require_equal_widths()
         with blame([file.path]):
             kinds.append(_id_kind(file, config.item_column))
     text_columns = config.text_columns or _string_columns(files, config.item_column)

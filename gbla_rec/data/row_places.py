@@ -23,7 +23,7 @@ def place_of_row(path: Path, row: int) -> str:
 
 def _line_of_row(path: Path, row: int) -> int:
     """The line on which the row begins: quoted fields before it may span several."""
-    # truncated: a row with too many fields may be in columns that a log does not read, and is no reason to fail here
+    # truncated: a stray quote may make a row too long in columns that a log does not read, and is no reason to fail here
     frame = pl.scan_csv(path, infer_schema=False, glob=False, truncate_ragged_lines=True)
     columns = frame.collect_schema().names()
     line_ends = pl.sum_horizontal(pl.col(name).str.count_matches("\n", literal=True).cast(pl.Int64) for name in columns)

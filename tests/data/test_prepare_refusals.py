@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from gbla_rec.config import PrepareConfig, SplitConfig
+from gbla_rec.data import csv_widths
 from gbla_rec.data.prepare import prepare
 
 GOOD = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5], "timestamp": [1, 2, 3], "action": ["a", "b", "a"]})
@@ -99,8 +100,12 @@ def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: l
         ("log.parquet", b"", ["empty"]),
         ("log.csv", b"", ["empty"]),
         ("log.parquet", b"PAR1 not a file", ["not a whole Parquet file"]),
-        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n", ["line 3 has 4 fields, the header has 3"]),
-        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["'timestamp', line 3:"]),
+        (
+            "log.csv",
+            b"user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n",
+            ["line 3 has 4 fields, the header has 3; quote fields that hold a comma, or mend the line"],
+        ),
+        ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["line 3 has 2 fields, the header has 3"]),
         ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
         ("log.csv", b"user_id;item_id;timestamp\n1;2;3\n", ["'user_id' is missing", "must be separated by commas"]),
         ("log.json", b"{}", [".parquet"]),
@@ -114,7 +119,12 @@ def test_unreadable_files_are_refused(tmp_path: Path, name: str, content: bytes,
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize(
     ("bad", "what"),
-    [("2,,3", ": the value is missing"), ("2,5,soon", ": 'soon' is not a timestamp"), ("2,5,3,4,5", " has 5 fields")],
+    [
+        ("2,,3", ": the value is missing"),
+        ("2,5,soon", ": 'soon' is not a timestamp"),
+        ("2,5,3,4,5", " has 5 fields"),
+        ("2,5", " has 2 fields"),
+    ],
 )
 @pytest.mark.parametrize(
     "above",
@@ -136,9 +146,58 @@ def test_a_csv_header_may_span_lines(tmp_path: Path) -> None:
     refuse(tmp_path, ValueError, "line 6: 'soon' is not a timestamp", name="log.csv")
 
 
-def test_a_row_with_too_many_fields_does_not_hide_a_bad_value(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,note\n1,5,3,x,y\n2,5,soon,\n")
-    refuse(tmp_path, ValueError, "line 3: 'soon' is not a timestamp", name="log.csv")
+def test_a_log_cut_off_in_its_last_line_is_refused(tmp_path: Path) -> None:
+    rows = "".join(f"{user},5,{100 + user},click\n" for user in range(55))
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp,action\n{rows}55,5,1")
+    words = ["log.csv: line 57 has 3 fields, the header has 4; ", "mend the line; a file cut off while it was written ends so"]
+    refuse(tmp_path, ValueError, *words, name="log.csv")
+
+
+@pytest.mark.parametrize(("row", "fields"), [("1,5,3", "3 fields"), ("1,5,3,x,y", "5 fields"), ("1", "1 field"), ("1,5,3,,", "5 fields")])
+@pytest.mark.parametrize("above", ["", '1,5,2,"a, ""b""\nc"\n', "1,5,2,\n" * 100_000], ids=["header", "quotes", "many blocks"])
+def test_a_row_of_another_width_is_refused_in_columns_that_the_log_does_not_read(tmp_path: Path, above: str, row: str, fields: str) -> None:
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp,note\n{above}{row}\n2,5,4,\n")
+    line = 2 + above.count("\n")
+    refuse(tmp_path, ValueError, f"line {line} has {fields}, the header has 4", name="log.csv")
+
+
+@pytest.mark.parametrize("next_row", ["1,5,3,x,y", "2"], ids=["as many line ends as rows", "a line end where one is due"])
+def test_rows_that_make_up_for_each_other_are_refused(tmp_path: Path, next_row: str) -> None:
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp,note\n1,5,3\n{next_row}\n2,6,4,x\n")
+    refuse(tmp_path, ValueError, "line 2 has 3 fields", name="log.csv")
+
+
+@pytest.mark.parametrize("row", ["7", "7,c,d", "7,c,d,e"])
+def test_an_item_table_with_a_row_of_another_width_is_refused(tmp_path: Path, row: str) -> None:
+    GOOD.write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "items.csv").write_text(f"item_id,title\n5,a\n6,b\n{row}")
+    words = f"items.csv: line 4 has {row.count(',') + 1} field"
+    refuse(tmp_path, ValueError, words, ", the header has 2", items=tmp_path / "items.csv", text_columns=("title",))
+
+
+WHOLE = ['"user,id",item_id,timestamp,note', '1,5,3,"a, ""b"""', f'1,6,4,"{"x, " * 200_000}', '"', "2,5,5,", '2,6,6,""']
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_good_csv_of_any_writing_needs_no_slow_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_end: str, end: str) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        raise AssertionError("a good file was counted row by row")
+
+    monkeypatch.setattr(csv_widths, "first_unequal_row", slow)
+    (tmp_path / "log.csv").write_text("\ufeff" + line_end.join(WHOLE) + end.replace("\n", line_end), newline="")
+    config = PrepareConfig(name="test", events=tmp_path / "log.csv", user_column="user,id", context_columns=("note",))
+    assert prepare(config, tmp_path / "out").manifest.num_events == 4
+
+
+@pytest.mark.parametrize("note", ["", '5" or 6" a', "a\rb", "x" * 200_000], ids=["empty", "stray quotes", "carriage return", "long"])
+@pytest.mark.parametrize("above", ["", "\n\n"], ids=["", "blank lines"])
+def test_only_the_row_of_another_width_is_blamed(tmp_path: Path, above: str, note: str) -> None:
+    rows = f"{above}user_id,item_id,timestamp,note\n1,5,3,{note}\n2,6,4,x\n"
+    (tmp_path / "log.csv").write_text(rows, newline="")
+    assert prepare(PrepareConfig(name="test", events=tmp_path / "log.csv"), tmp_path / "good").manifest.num_events == 2
+    (tmp_path / "log.csv").write_text(f"{rows}2,5,6", newline="")
+    refuse(tmp_path, ValueError, f"line {4 + len(above)} has 3 fields, the header has 4", name="log.csv")
 
 
 def test_a_blank_line_below_the_csv_header_is_named(tmp_path: Path) -> None:
@@ -202,7 +261,7 @@ def test_bad_item_tables_are_refused(tmp_path: Path, items: pl.DataFrame, words:
     [
         ({"context_columns": ("action", "action")}, ["twice"]),
         ({"context_columns": ("items",)}, ["'items' cannot be stored"]),
-        ({"text_columns": ("title",)}, ["PrepareConfig.items"]),
+        ({"text_columns": ("title",)}, ["--text-columns title needs an item table", "--items"]),
         ({"split": SplitConfig(kind="temporal", temporal_fraction=0.001)}, ["share that timestamp"]),
     ],
 )
@@ -217,9 +276,10 @@ def test_a_temporal_split_needs_times(tmp_path: Path) -> None:
 
 
 def test_missing_inputs_are_named(tmp_path: Path) -> None:
-    refuse(tmp_path, FileNotFoundError, "PrepareConfig.events", "nowhere", name="nowhere")
+    refuse(tmp_path, FileNotFoundError, "--events must be a file or a directory", "nowhere", name="nowhere")
     (tmp_path / "log").mkdir()
-    refuse(tmp_path, ValueError, "holds no file", name="log")
+    refuse(tmp_path, ValueError, "--events: the directory", "holds no file", name="log")
+    refuse(tmp_path, FileNotFoundError, "--items must be a file or a directory", "nowhere", items=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
