@@ -12,17 +12,8 @@ import polars as pl
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_semantic_ids_hash
-from gbla_rec.evaluation.overrides import ADDING_FIELDS
+from gbla_rec.evaluation.differing_settings import differing_settings, setting_values, settings_text
 from gbla_rec.evaluation.per_user import read_per_user
-
-FREE_FIELDS = frozenset(
-    {
-        "seed",
-        "name",
-        *(f"evaluation.{name}" for name in ADDING_FIELDS),
-    }
-)
-"""Fields of a config in which the runs of a group may differ: none changes what a run learns or how its main figures are made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +77,8 @@ class RunGroup:
         """Group ``runs``, called ``name``, or by what their names have in common.
 
         Raises:
-            ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields.
+            ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields and
+                both values.
         """
         if not runs:
             raise ValueError("a group must have at least one run, got none")
@@ -96,8 +88,10 @@ class RunGroup:
             if run.seed == earlier.seed:
                 raise ValueError(f"runs of a group must have distinct seeds, {earlier.run_dir} and {run.run_dir} both have {run.seed}")
             if differing := first.settings_unlike(run):
+                values = setting_values(differing, first.results["config"], run.results["config"])
                 raise ValueError(
-                    f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {', '.join(differing)}"
+                    f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {settings_text(values)}; "
+                    "make two groups of them (gbla-rec compare --a RUN ... --b RUN ...), or name the run directories of one group"
                 )
         return cls(name or common_name([run.name for run in ordered]), tuple(ordered))
 
@@ -176,15 +170,3 @@ def find_runs(specification: str | Path) -> list[Path]:
             f"no evaluated run called {path.name!r} in {workspace.root() / 'runs'}; evaluate one: gbla-rec evaluate --name {path.name}"
         )
     return list(newest.values())
-
-
-def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of what two saved configs differ in, ``FREE_FIELDS`` aside; a setting that one lacks differs."""
-    names = []
-    for key in dict.fromkeys([*first, *second]):
-        left, right = first.get(key), second.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            names += differing_settings(left, right, f"{prefix}{key}.")
-        elif (key not in first or key not in second or left != right) and prefix + key not in FREE_FIELDS:
-            names.append(prefix + key)
-    return names

@@ -131,7 +131,8 @@ def test_runs_of_the_same_semantic_ids_are_a_group_however_these_were_made(evalu
 def test_groups_of_unlike_runs_and_missing_values_are_refused_by_name(evaluated_runs: Any) -> None:
     values = np.linspace(0, 1, NUM_USERS)
     first, other = evaluated_runs.write("a", 0, values), evaluated_runs.write("b", 1, values, pattern="SSS")
-    with pytest.raises(ValueError, match=r"differ in the seed only, .*runs/a/1-0 and .*runs/b/1-1 differ in model\.encoder\.pattern"):
+    said = r"differ in the seed only, .*runs/a/1-0 and .*runs/b/1-1 differ in model\.encoder\.pattern \(SGG, SSS\); make two groups .* --a"
+    with pytest.raises(ValueError, match=said):
         RunGroup.find([first, other])
     with pytest.raises(ValueError, match=r"distinct seeds, .*runs/a/1-0 and .*runs/c/1-0 both have 0"):
         RunGroup.find([first, evaluated_runs.write("c", 0, values)])
