@@ -106,6 +106,11 @@ class RunGroup:
         found = {run_dir.resolve(): run_dir for specification in specifications for run_dir in find_runs(specification)}
         return cls.of([EvaluatedRun.open(run_dir) for run_dir in found.values()], name)
 
+    def differing_values(self, other: "RunGroup") -> dict[str, dict[str, Any]]:
+        """Both values (``first``, ``second``) of each setting in which the groups differ."""
+        first, second = self.runs[0], other.runs[0]
+        return setting_values(first.settings_unlike(second), first.results["config"], second.results["config"])
+
     @property
     def run_dirs(self) -> tuple[Path, ...]:
         """Absolute paths of the runs."""

@@ -130,6 +130,7 @@ def test_comparisons_and_reports_name_the_overrides(evaluated_runs: Any) -> None
     found = compare(RunGroup.find(["changed"]), RunGroup.find(["own"]))
     title = f"changed (joint) with {TEXT} minus own (joint): films"
     text = comparisons_markdown([found])
+    assert "\nthe groups differ in: evaluation.joint_beams (1000, 200), evaluation.beam_weight (0.5, 1.0)\n" in text
     assert title in text and title in str(comparison_table(found).title)
     assert f"| changed | 0 | 1000 ({TEXT}) | step_00000010 |" in text and "| own | 0 | 200 | step_00000010 |" in text
     page = report(["own", "changed"]).markdown()
