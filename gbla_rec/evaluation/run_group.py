@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_semantic_ids_hash
 from gbla_rec.evaluation.differing_settings import differing_settings, setting_values, settings_text
 from gbla_rec.evaluation.per_user import read_per_user
+
+SEED_ENDING = re.compile(r"([._-]+s|[._-]*seed)?[._-]*\d+$")
+"""What tells the names of seeds apart: ``.seed0``, ``_s0``, ``-0``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ class RunGroup:
 
     @classmethod
     def of(cls, runs: Sequence[EvaluatedRun], name: str | None = None) -> "RunGroup":
-        """Group ``runs``, called ``name``, or by what their names have in common.
+        """Group ``runs``, called ``name``, or by ``common_name``.
 
         Raises:
             ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields and
@@ -144,11 +147,16 @@ def _directories(group: RunGroup, alike: Collection[tuple[Path, ...]]) -> str:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What the names of a group's runs begin with, without the seed's own part: ``sggs`` for ``sggs.seed0`` and ``sggs.seed1``."""
+    """The one name of a group's runs, without the seed's own part (``sggs`` for ``sggs.seed0`` and ``sggs.seed1``), or all names."""
     if len(set(names)) == 1:
         return names[0]
-    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return re.sub(r"[._-]*(seed|s)?[._-]*$", "", "".join(letters[0] for letters in same)) or names[0]
+    stems = {SEED_ENDING.sub("", name) for name in names}
+    return stems.pop() if len(stems) == 1 and "" not in stems else all_names(names)
+
+
+def all_names(names: Iterable[str]) -> str:
+    """Each name once: ``shop + shop_sss``."""
+    return " + ".join(sorted(set(names)))
 
 
 def find_runs(specification: str | Path) -> list[Path]:

@@ -172,9 +172,13 @@ def test_tables_show_means_spread_and_both_intervals(evaluated_runs: Any, capsys
         (["beauty.sggs.seed0", "beauty.sggs.seed1"], "beauty.sggs"),
         (["beauty_s0", "beauty_s1", "beauty_s12"], "beauty"),
         (["beauty", "beauty"], "beauty"),
+        (["beauty_s10", "beauty_s11"], "beauty"),
+        (["films0", "films1"], "films"),
         (["classes-1"], "classes-1"),
-        (["a", "b"], "a"),
+        (["b", "a", "b"], "a + b"),
+        (["shop_sss", "shop"], "shop + shop_sss"),
+        (["0", "1"], "0 + 1"),
     ],
 )
-def test_a_group_is_called_by_what_its_runs_names_have_in_common(names: list[str], expected: str) -> None:
+def test_a_group_is_called_by_the_one_name_of_its_seeds_or_by_all_names_of_its_runs(names: list[str], expected: str) -> None:
     assert common_name(names) == expected
