@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from gbla_apps import command_line
@@ -23,17 +24,21 @@ COMMANDS = {
 def main() -> None:
     """Entry point of the console script."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
-        print(f"usage: gbla-rec COMMAND [options]   (gbla-rec COMMAND --help, gbla-rec --version)\n\n{lines}")
-        return
-    if arguments[0] == "--version":
-        print(f"gbla-rec {version('gbla-rec')}")
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        command_line.run(_about, arguments)
         return
     if arguments[0] not in COMMANDS:
         print(f"error: COMMAND must be one of {', '.join(COMMANDS)}, got {arguments[0]!r}", file=sys.stderr)
         raise SystemExit(2)
     command_line.run(importlib.import_module(f"gbla_apps.{arguments[0]}").main, arguments[1:])
+
+
+def _about(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] == "--version":
+        print(f"gbla-rec {version('gbla-rec')}")
+        return
+    lines = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
+    print(f"usage: gbla-rec COMMAND [options]   (gbla-rec COMMAND --help, gbla-rec --version)\n\n{lines}")
 
 
 if __name__ == "__main__":

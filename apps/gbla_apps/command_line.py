@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+import select
+import signal
 import sys
 import traceback
 import warnings
@@ -20,12 +22,17 @@ TRACEBACK = "GBLA_REC_TRACEBACK"
 
 
 def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
-    """Call ``main``; an error that the user can mend ends the program with one line and status 2."""
+    """Call ``main``; an error that the user can mend ends the program with one line and status 2.
+
+    Where nobody reads the output on, as in ``gbla-rec train --help | head``, it ends without a word, with the status of SIGPIPE.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _silence_libraries()
     try:
-        main(arguments)
+        _call(main, arguments)
     except EXPECTED_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            _end_for_want_of_a_reader(error)
         if os.environ.get(TRACEBACK):
             _end_with_traceback(error)
         rank = os.environ.get("RANK")
@@ -37,6 +44,33 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
         _end(130, interrupt)
     except Exception as error:
         _end_with_traceback(error)
+
+
+def _call(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """Call ``main`` and write what it printed, also where it exits: an error of that is raised here, not at the interpreter's end."""
+    try:
+        main(arguments)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads: other pipes and sockets break too, and those are errors."""
+    waiting = select.poll()
+    try:
+        waiting.register(sys.stdout, 0)
+    except ValueError:
+        # not a file of the operating system
+        return False
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
+
+
+def _end_for_want_of_a_reader(error: BrokenPipeError) -> NoReturn:
+    # what is still to be written would fail again at the interpreter's end, and be shown
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _end(128 + signal.SIGPIPE, error)
 
 
 def _end_with_traceback(error: Exception) -> NoReturn:

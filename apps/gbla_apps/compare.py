@@ -14,7 +14,7 @@ from gbla_apps import command_line
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import write_text
 from gbla_rec.evaluation.compare import compare
-from gbla_rec.evaluation.comparison_table import comparison_table, comparisons_markdown
+from gbla_rec.evaluation.comparison_table import comparison_table, comparisons_markdown, difference_line
 from gbla_rec.evaluation.output_directory import output_directory
 from gbla_rec.evaluation.run_group import RunGroup, told_apart
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     console = Console()
     for comparison in comparisons:
         console.print(comparison_table(comparison))
+        console.print(difference_line(comparison), markup=False, highlight=False, soft_wrap=True)
     output = options.output or workspace.root() / "comparisons" / directory_name([first, *others], methods, options.history)
     with output_directory(output):
         write_text(output / "comparison.md", comparisons_markdown(comparisons))

@@ -55,7 +55,8 @@ def compare(
         num_samples: resampled sets of users and of seeds.
 
     Returns:
-        ``first`` and ``second`` (name, method, runs), ``protocol``, ``metrics`` and ``slices``. Each metric has the two means,
+        ``first`` and ``second`` (name, method, runs), ``same_runs``, ``differ_in`` (both values of each setting in which the groups
+        differ), ``protocol``, ``metrics`` and ``slices``. Each metric has the two means,
         ``difference``, ``low`` and ``high`` over users, ``seeds_low`` and ``seeds_high`` over users and seeds (None with one seed in a
         group), and for each side the means and the standard deviation of the seeds.
 
@@ -79,6 +80,8 @@ def compare(
     return {
         "first": _description(first, left),
         "second": _description(second, right),
+        "same_runs": left.run_dirs == right.run_dirs,
+        "differ_in": first.differing_values(second),
         "protocol": {
             **runs[0].results["protocol"],
             "history": history,

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from gbla_rec.evaluation.differing_settings import settings_text
 from gbla_rec.evaluation.overrides import overrides_text
 from gbla_rec.evaluation.searched_beams import beams_cell
 from gbla_rec.evaluation.table import SLICE_TITLES, markdown_table, preferred_metrics
@@ -27,10 +28,10 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def comparisons_markdown(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """All comparisons with their slices, the runs that they are made of, and how intervals are computed."""
+    """All comparisons with what the groups differ in, their slices, the runs that they are made of, and how intervals are computed."""
     blocks = []
     for comparison in comparisons:
-        blocks.append(f"## {_title(comparison)}\n\n{CAPTION}\n\n{_metrics_markdown(comparison)}")
+        blocks.append(f"## {_title(comparison)}\n\n{difference_line(comparison)}\n\n{CAPTION}\n\n{_metrics_markdown(comparison)}")
         for slicing, title in SLICE_TITLES.items():
             for metric in preferred_metrics(list(comparison["metrics"])):
                 rows = [
@@ -41,6 +42,19 @@ def comparisons_markdown(comparisons: Sequence[Mapping[str, Any]]) -> str:
                 blocks.append(f"{metric} by {title}\n\n{markdown_table([columns[0], 'users', *columns[1:]], rows)}")
         blocks.append(_runs_markdown(comparison))
     return "\n".join(["# Comparison\n", *blocks, comparisons[0]["method"]]) + "\n"
+
+
+def difference_line(comparison: Mapping[str, Any]) -> str:
+    """In what the two groups differ, for a reader: settings with both values, or only the runs, or only the score."""
+    first, second = comparison["first"], comparison["second"]
+    if comparison["differ_in"]:
+        return f"the groups differ in: {settings_text(comparison['differ_in'])}"
+    if not comparison["same_runs"]:
+        seeds = " and of ".join(", ".join(str(run["seed"]) for run in side["runs"]) for side in (first, second))
+        return f"the groups differ in no setting, only in their runs, of seeds {seeds}"
+    if first["method"] == second["method"]:
+        return "both groups are the same runs with the same score, so every difference is 0"
+    return f"both groups are the same runs, the scores differ: {first['method']}, {second['method']}"
 
 
 def _metrics_markdown(comparison: Mapping[str, Any]) -> str:

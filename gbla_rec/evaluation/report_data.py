@@ -2,6 +2,7 @@
 
 # U users (docs/shapes.md)
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from gbla_rec.evaluation.compare import require_same_users
 from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.evaluation.per_user import History, values_of
 from gbla_rec.evaluation.report_plots import Estimate, TrainingCurve
-from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, find_runs
+from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, all_names, find_runs
 from gbla_rec.evaluation.slices import slices_at
 from gbla_rec.evaluation.summaries import UserValues, summarise, summarise_slices
 
@@ -103,7 +104,7 @@ class DatasetRuns:
 def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
     """Find runs (see ``find_runs``) and sort them: those that differ in the seed only are a group, groups of one dataset stand together.
 
-    A group that was not evaluated with its own settings says so in its name.
+    A group that was not evaluated with its own settings says so in its name; no two groups have one name.
     Runs of several names are one group too, unless a seed comes twice among them: then each name is a group.
 
     Raises:
@@ -122,8 +123,7 @@ def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
     by_data: dict[tuple[str, str], list[RunGroup]] = {}
     for runs in (part for same in alike for part in _by_name_if_seeds_repeat(same)):
         group = RunGroup.of(runs)
-        is_overridden = any(overrides_of(run.results) for run in group.runs)
-        group = RunGroup(_unused_name(f"{group.name} with overrides" if is_overridden else group.name, names), group.runs)
+        group = RunGroup(_unused_name(group, names), group.runs)
         names.add(group.name)
         by_data.setdefault(_data(runs[0]), []).append(group)
     return [DatasetRuns.of(groups) for groups in by_data.values()]
@@ -163,12 +163,12 @@ def training_curve(run: EvaluatedRun) -> TrainingCurve:
     return TrainingCurve(loss, validation)
 
 
-def _unused_name(name: str, used: set[str]) -> str:
-    number = 2
-    unused = name
-    while unused in used:
-        unused, number = f"{name} #{number}", number + 1
-    return unused
+def _unused_name(group: RunGroup, used: set[str]) -> str:
+    """The group's name; where another group has it, all names of its runs; only where that is taken too, with a number."""
+    overridden = " with overrides" if any(overrides_of(run.results) for run in group.runs) else ""
+    names = [f"{name}{overridden}" for name in (group.name, all_names(run.name for run in group.runs))]
+    numbered = (f"{names[-1]} #{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain(names, numbered) if name not in used)
 
 
 def _stacked(runs: list[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,11 @@ import polars as pl
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_semantic_ids_hash
-from gbla_rec.evaluation.overrides import ADDING_FIELDS
+from gbla_rec.evaluation.differing_settings import differing_settings, setting_values, settings_text
 from gbla_rec.evaluation.per_user import read_per_user
 
-FREE_FIELDS = frozenset(
-    {
-        "seed",
-        "name",
-        *(f"evaluation.{name}" for name in ADDING_FIELDS),
-    }
-)
-"""Fields of a config in which the runs of a group may differ: none changes what a run learns or how its main figures are made."""
+SEED_ENDING = re.compile(r"([._-]+s|[._-]*seed)?[._-]*\d+$")
+"""What tells the names of seeds apart: ``.seed0``, ``_s0``, ``-0``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +77,11 @@ class RunGroup:
 
     @classmethod
     def of(cls, runs: Sequence[EvaluatedRun], name: str | None = None) -> "RunGroup":
-        """Group ``runs``, called ``name``, or by what their names have in common.
+        """Group ``runs``, called ``name``, or by ``common_name``.
 
         Raises:
-            ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields.
+            ValueError: if there is no run, a seed comes twice, or two runs differ in more than the seed; names the fields and
+                both values.
         """
         if not runs:
             raise ValueError("a group must have at least one run, got none")
@@ -96,8 +91,10 @@ class RunGroup:
             if run.seed == earlier.seed:
                 raise ValueError(f"runs of a group must have distinct seeds, {earlier.run_dir} and {run.run_dir} both have {run.seed}")
             if differing := first.settings_unlike(run):
+                values = setting_values(differing, first.results["config"], run.results["config"])
                 raise ValueError(
-                    f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {', '.join(differing)}"
+                    f"runs of a group must differ in the seed only, {first.run_dir} and {run.run_dir} differ in {settings_text(values)}; "
+                    "make two groups of them (gbla-rec compare --a RUN ... --b RUN ...), or name the run directories of one group"
                 )
         return cls(name or common_name([run.name for run in ordered]), tuple(ordered))
 
@@ -111,6 +108,11 @@ class RunGroup:
         """
         found = {run_dir.resolve(): run_dir for specification in specifications for run_dir in find_runs(specification)}
         return cls.of([EvaluatedRun.open(run_dir) for run_dir in found.values()], name)
+
+    def differing_values(self, other: "RunGroup") -> dict[str, dict[str, Any]]:
+        """Both values (``first``, ``second``) of each setting in which the groups differ."""
+        first, second = self.runs[0], other.runs[0]
+        return setting_values(first.settings_unlike(second), first.results["config"], second.results["config"])
 
     @property
     def run_dirs(self) -> tuple[Path, ...]:
@@ -145,11 +147,16 @@ def _directories(group: RunGroup, alike: Collection[tuple[Path, ...]]) -> str:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What the names of a group's runs begin with, without the seed's own part: ``sggs`` for ``sggs.seed0`` and ``sggs.seed1``."""
+    """The one name of a group's runs, without the seed's own part (``sggs`` for ``sggs.seed0`` and ``sggs.seed1``), or all names."""
     if len(set(names)) == 1:
         return names[0]
-    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return re.sub(r"[._-]*(seed|s)?[._-]*$", "", "".join(letters[0] for letters in same)) or names[0]
+    stems = {SEED_ENDING.sub("", name) for name in names}
+    return stems.pop() if len(stems) == 1 and "" not in stems else all_names(names)
+
+
+def all_names(names: Iterable[str]) -> str:
+    """Each name once: ``shop + shop_sss``."""
+    return " + ".join(sorted(set(names)))
 
 
 def find_runs(specification: str | Path) -> list[Path]:
@@ -176,15 +183,3 @@ def find_runs(specification: str | Path) -> list[Path]:
             f"no evaluated run called {path.name!r} in {workspace.root() / 'runs'}; evaluate one: gbla-rec evaluate --name {path.name}"
         )
     return list(newest.values())
-
-
-def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of what two saved configs differ in, ``FREE_FIELDS`` aside; a setting that one lacks differs."""
-    names = []
-    for key in dict.fromkeys([*first, *second]):
-        left, right = first.get(key), second.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            names += differing_settings(left, right, f"{prefix}{key}.")
-        elif (key not in first or key not in second or left != right) and prefix + key not in FREE_FIELDS:
-            names.append(prefix + key)
-    return names

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -39,6 +40,52 @@ def test_a_failed_rank_ends_before_its_threads(error: str, status: int, shown: s
     )
     assert finished.returncode == status and shown in finished.stderr and "what went wrong" in finished.stderr
     assert finished.stdout == "half a line"
+
+
+UNREAD = """
+import os, sys
+from gbla_apps import command_line
+
+
+def main(arguments):
+    {body}
+
+
+command_line.run(main, [])
+"""
+OTHER_PIPE = "ends = os.pipe(); os.close(ends[0]); os.write(ends[1], b'x')"
+
+
+def ended_without_a_reader(arguments: list[str], unbuffered: bool, reads: bool = False) -> tuple[int, str]:
+    reader, writer = os.pipe()
+    if not reads:
+        os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if unbuffered:
+        environment["PYTHONUNBUFFERED"] = "1"
+    command = [sys.executable, *arguments]
+    try:
+        finished = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    finally:
+        os.close(writer)
+        if reads:
+            os.close(reader)
+    return finished.returncode, finished.stderr
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("unbuffered", [True, False])
+def test_a_command_whose_output_nobody_reads_ends_quietly(unbuffered: bool) -> None:
+    quiet = (128 + signal.SIGPIPE, "")
+    assert ended_without_a_reader(["-m", "gbla_apps.cli", "--help"], unbuffered) == quiet
+    for body in ("print('a line')", "print('x' * 100_000)", "print('a line'); sys.exit(0)"):
+        assert ended_without_a_reader(["-c", UNREAD.format(body=body)], unbuffered) == quiet, body
+
+
+@pytest.mark.timeout(30)
+def test_another_pipe_that_breaks_is_an_error_as_before() -> None:
+    found = ended_without_a_reader(["-c", UNREAD.format(body=OTHER_PIPE)], unbuffered=False, reads=True)
+    assert found == (2, "error: [Errno 32] Broken pipe\n")
 
 
 @pytest.mark.parametrize("app", ["train", "evaluate", "recommend"])

@@ -131,7 +131,8 @@ def test_runs_of_the_same_semantic_ids_are_a_group_however_these_were_made(evalu
 def test_groups_of_unlike_runs_and_missing_values_are_refused_by_name(evaluated_runs: Any) -> None:
     values = np.linspace(0, 1, NUM_USERS)
     first, other = evaluated_runs.write("a", 0, values), evaluated_runs.write("b", 1, values, pattern="SSS")
-    with pytest.raises(ValueError, match=r"differ in the seed only, .*runs/a/1-0 and .*runs/b/1-1 differ in model\.encoder\.pattern"):
+    said = r"differ in the seed only, .*runs/a/1-0 and .*runs/b/1-1 differ in model\.encoder\.pattern \(SGG, SSS\); make two groups .* --a"
+    with pytest.raises(ValueError, match=said):
         RunGroup.find([first, other])
     with pytest.raises(ValueError, match=r"distinct seeds, .*runs/a/1-0 and .*runs/c/1-0 both have 0"):
         RunGroup.find([first, evaluated_runs.write("c", 0, values)])
@@ -171,9 +172,13 @@ def test_tables_show_means_spread_and_both_intervals(evaluated_runs: Any, capsys
         (["beauty.sggs.seed0", "beauty.sggs.seed1"], "beauty.sggs"),
         (["beauty_s0", "beauty_s1", "beauty_s12"], "beauty"),
         (["beauty", "beauty"], "beauty"),
+        (["beauty_s10", "beauty_s11"], "beauty"),
+        (["films0", "films1"], "films"),
         (["classes-1"], "classes-1"),
-        (["a", "b"], "a"),
+        (["b", "a", "b"], "a + b"),
+        (["shop_sss", "shop"], "shop + shop_sss"),
+        (["0", "1"], "0 + 1"),
     ],
 )
-def test_a_group_is_called_by_what_its_runs_names_have_in_common(names: list[str], expected: str) -> None:
+def test_a_group_is_called_by_the_one_name_of_its_seeds_or_by_all_names_of_its_runs(names: list[str], expected: str) -> None:
     assert common_name(names) == expected

@@ -1,6 +1,7 @@
 """``gbla-rec compare``: what is asked of the same runs a second time replaces no first answer, and runs of one name are told apart."""
 
 import importlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,32 @@ def test_runs_of_one_name_have_headings_and_files_of_their_own(evaluated_runs: A
     text = found["shop-day1-0_vs_shop-day2-0"]
     assert "## shop day1-0 (generative) minus shop day2-0 (generative): " in text
     assert "| metric | shop day1-0 | shop day2-0 | difference |" in text
+
+
+def test_what_the_groups_differ_in_is_said_in_the_terminal_and_in_both_files(
+    evaluated_runs: Any, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(2):
+        evaluated_runs.write("a", seed, np.linspace(0, 1, 40))
+        evaluated_runs.write("b", seed, np.linspace(0, 1, 40), pattern="SSS")
+        evaluated_runs.write("c", seed + 2, np.linspace(0, 1, 40))
+    cases = [
+        (["a", "b"], "the groups differ in: model.encoder.pattern (SGG, SSS)"),
+        (["b", "a"], "the groups differ in: model.encoder.pattern (SSS, SGG)"),
+        (["a", "c"], "the groups differ in no setting, only in their runs, of seeds 0, 1 and of 2, 3"),
+        (["a", "a"], "both groups are the same runs with the same score, so every difference is 0"),
+        (
+            ["a", "a", "--a-score", "generative", "--b-score", "item-kNN"],
+            "both groups are the same runs, the scores differ: generative, item-kNN",
+        ),
+    ]
+    for place, (arguments, line) in enumerate(cases):
+        main([*arguments, "--samples", "20", "--output", str(workspace / str(place))])
+        assert line in capsys.readouterr().out.splitlines()
+        assert line in (workspace / str(place) / "comparison.md").read_text().splitlines()
+        (found,) = json.loads((workspace / str(place) / "comparison.json").read_text())
+        assert found["same_runs"] == ("same runs" in line)
+        assert list(found["differ_in"]) == (["model.encoder.pattern"] if "b" in arguments else [])
 
 
 def test_groups_of_many_runs_get_names_that_a_file_system_takes(evaluated_runs: Any, workspace: Path) -> None:

@@ -130,6 +130,7 @@ def test_comparisons_and_reports_name_the_overrides(evaluated_runs: Any) -> None
     found = compare(RunGroup.find(["changed"]), RunGroup.find(["own"]))
     title = f"changed (joint) with {TEXT} minus own (joint): films"
     text = comparisons_markdown([found])
+    assert "\nthe groups differ in: evaluation.joint_beams (1000, 200), evaluation.beam_weight (0.5, 1.0)\n" in text
     assert title in text and title in str(comparison_table(found).title)
     assert f"| changed | 0 | 1000 ({TEXT}) | step_00000010 |" in text and "| own | 0 | 200 | step_00000010 |" in text
     page = report(["own", "changed"]).markdown()
@@ -140,7 +141,7 @@ def test_comparisons_and_reports_name_the_overrides(evaluated_runs: Any) -> None
 def test_seeds_of_a_run_evaluated_with_unlike_settings_are_no_group(evaluated_runs: Any) -> None:
     write_joint(evaluated_runs, "a", 0, {"joint_beams": 200, "beam_weight": 1.0}, {})
     write_joint(evaluated_runs, "a", 1, {"joint_beams": 1000, "beam_weight": 0.5}, CHANGED)
-    with pytest.raises(ValueError, match=r"differ in evaluation.joint_beams, evaluation.beam_weight"):
+    with pytest.raises(ValueError, match=r"differ in evaluation.joint_beams \(200, 1000\), evaluation.beam_weight \(1.0, 0.5\);"):
         RunGroup.find(["a"])
     page = report(["a"]).markdown()
     assert "| a | 0 |" in page and "| a with overrides | 1 |" in page

@@ -13,6 +13,7 @@ import pytest
 
 from gbla_rec import workspace
 from gbla_rec.evaluation.report import report
+from gbla_rec.evaluation.report_data import group_runs
 from gbla_rec.evaluation.report_page import Figure
 
 NUM_USERS = 90
@@ -100,6 +101,26 @@ def test_datasets_stand_apart_and_unlike_runs_of_one_name_too(evaluated_runs: An
     assert "## films, test" in text and "## books, test" in text and "| films #2 | 1 |" in text
     names = [block.name for block in page.blocks if isinstance(block, Figure)]
     assert len(names) == len(set(names)) and {"0_films_recall_at_10_kept", "1_books_recall_at_10_kept"} <= set(names)
+
+
+def test_no_name_of_a_run_is_lost_where_names_and_settings_divide_runs_differently(evaluated_runs: Any) -> None:
+    def written(name: str, seed: int, pattern: str) -> Path:
+        found: Path = evaluated_runs.write(name, seed, values(0.5, seed), pattern=pattern, started=pattern)
+        return found
+
+    shop = [written("shop", 0, "SGG"), written("shop", 1, "SGG")]
+    sss = [written("shop_sss", 0, "SSS"), written("shop", 2, "SSS")]
+    seeds = [written("shop.seed0", 0, "SG"), written("shop.seed1", 1, "SG")]
+    others = [written("sggs.seed0", 0, "GG"), written("sggs.seed1", 1, "GG")]
+    last = [written("shop", 3, "G")]
+    for runs, expected in (
+        ([*shop, *sss], ["shop", "shop + shop_sss"]),
+        ([*sss, *shop], ["shop + shop_sss", "shop"]),
+        ([*shop, *seeds, *others], ["shop", "shop.seed0 + shop.seed1", "sggs"]),
+        ([*shop, *last], ["shop", "shop #2"]),
+    ):
+        (found,) = group_runs(runs)
+        assert [group.name for group in found.groups] == expected
 
 
 def test_without_matplotlib_the_error_says_how_to_install_it(evaluated_runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
