@@ -27,19 +27,20 @@ LONGEST_SIDE, LONGEST_NAME, DIGEST_LETTERS = 60, 200, 8
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, compare, print and write."""
+    """Parse, compare, write and print."""
     options = parser().parse_intermixed_args(arguments)
     first, *others = groups(options)
     methods = {"first_method": options.score or options.a_score, "second_method": options.score or options.b_score}
     comparisons = [compare(first, other, **methods, history=options.history, num_samples=options.samples) for other in others]
-    console = Console()
-    for comparison in comparisons:
-        console.print(comparison_table(comparison))
-        console.print(difference_line(comparison), markup=False, highlight=False, soft_wrap=True)
     output = options.output or workspace.root() / "comparisons" / directory_name([first, *others], methods, options.history)
     with output_directory(output):
         write_text(output / "comparison.md", comparisons_markdown(comparisons))
         write_text(output / "comparison.json", json.dumps(comparisons, indent=2) + "\n")
+    # after the files: who reads the output may end early
+    console = Console()
+    for comparison in comparisons:
+        console.print(comparison_table(comparison))
+        console.print(difference_line(comparison), markup=False, highlight=False, soft_wrap=True)
     print(f"written to {output / 'comparison.md'} and comparison.json beside it")
 
 
