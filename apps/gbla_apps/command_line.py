@@ -3,15 +3,12 @@
 import argparse
 import logging
 import os
-import select
-import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from gbla_apps.endings import end, end_for_want_of_a_reader, end_with_traceback, reader_is_gone
 from gbla_rec import workspace
 from gbla_rec.doctor.storage import workspace_cure
 
@@ -31,19 +28,19 @@ def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None
     try:
         _call(main, arguments)
     except EXPECTED_ERRORS as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
-            _end_for_want_of_a_reader(error)
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            end_for_want_of_a_reader(error)
         if os.environ.get(TRACEBACK):
-            _end_with_traceback(error)
+            end_with_traceback(error)
         rank = os.environ.get("RANK")
         cure = workspace_cure(error)
         print(f"error{f' on rank {rank}' if rank else ''}: {error}{f'; {cure}' if cure else ''}", file=sys.stderr)
-        _end(2, error)
+        end(2, error)
     except KeyboardInterrupt as interrupt:
         print("interrupted; gbla-rec train --resume goes on from the last checkpoint, if one was saved", file=sys.stderr)
-        _end(130, interrupt)
+        end(130, interrupt)
     except Exception as error:
-        _end_with_traceback(error)
+        end_with_traceback(error)
 
 
 def _call(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
@@ -54,43 +51,6 @@ def _call(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> No
         sys.stdout.flush()
         raise
     sys.stdout.flush()
-
-
-def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads: other pipes and sockets break too, and those are errors."""
-    waiting = select.poll()
-    try:
-        waiting.register(sys.stdout, 0)
-    except ValueError:
-        # not a file of the operating system
-        return False
-    return any(event & select.POLLERR for _, event in waiting.poll(0))
-
-
-def _end_for_want_of_a_reader(error: BrokenPipeError) -> NoReturn:
-    # what is still to be written would fail again at the interpreter's end, and be shown
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _end(128 + signal.SIGPIPE, error)
-
-
-def _end_with_traceback(error: Exception) -> NoReturn:
-    if not _is_rank():
-        raise error
-    traceback.print_exception(error)
-    _end(1, error)
-
-
-def _end(status: int, error: BaseException) -> NoReturn:
-    """End the program; a rank among others at once: the interpreter's own end could wait for threads and for the other ranks."""
-    if _is_rank():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    raise SystemExit(status) from error
-
-
-def _is_rank() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def print_once(text: str) -> None:
