@@ -15,6 +15,7 @@ from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_dataset_hash, read_semantic_ids_hash, readable_checkpoints
 from gbla_rec.config import RunConfig, differing_fields, from_json
 from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.evaluation.differing_settings import but_semantic_ids
 from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.semantic_ids.table import read_manifest
@@ -88,7 +89,7 @@ class RunJob:
         trained_on = read_semantic_ids_hash(run_dir)
         if trained_on is not None:
             # how the semantic IDs were made does not matter: they are compared themselves
-            differing = [name for name in differing if not name.startswith("semantic_ids.")]
+            differing = but_semantic_ids(differing)
         if differing:
             return f"another {', '.join(differing)}"
         if read_dataset_hash(run_dir) != self.dataset_hash:

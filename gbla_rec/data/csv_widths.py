@@ -6,6 +6,7 @@ file that was cut off becomes an event. So the separators of the whole file are 
 
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +15,7 @@ import numpy as np
 BLOCK_BYTES = 1 << 18
 """Small enough that a block and its masks stay in the cache of a core."""
 SEPARATOR, LINE_END, QUOTE = ord(","), ord("\n"), ord('"')
+CUT_OFF = "a file cut off while it was written ends so"
 
 
 def why_unequal_widths(path: Path, num_fields: int) -> str | None:
@@ -51,24 +53,44 @@ def first_unequal_row(path: Path, errors: str) -> str | None:
 
 def _unequal_row(file: TextIO) -> str | None:
     # to the reader of the values a carriage return alone is text; the csv module would end the row
-    rows = csv.reader(line.replace("\r\n", "\n").replace("\r", " ") for line in file)
+    own_lines: list[str] = []
+
+    def read_lines() -> Iterator[str]:
+        for line in file:
+            own_lines.append(line.replace("\r\n", "\n").replace("\r", " "))
+            yield own_lines[-1]
+
+    rows = csv.reader(read_lines())
     # the reader skips blank lines before the header
     header = next(filter(None, rows), None)
     if header is None:
         return "the file is empty"
     line = rows.line_num + 1
+    own_lines.clear()
     for row in rows:
         if row and len(row) != len(header):
             fields = "1 field" if len(row) == 1 else f"{len(row)} fields"
             return f"line {line} has {fields}, the header has {len(header)}; {_cure(is_short=len(row) < len(header))}"
         # a quoted field may span lines: the next row begins where this one ends
+        if (len(own_lines) > 1 or own_lines[0].count('"') % 2) and _ends_inside_quotes(own_lines):
+            return f"line {line} begins a quoted field that does not end; mend it; {CUT_OFF}"
+        own_lines.clear()
         line = rows.line_num + 1
     return None
 
 
+def _ends_inside_quotes(lines: list[str]) -> bool:
+    """Whether the row of ``lines`` is the last of a file that ends before its quoted field does: no other row can."""
+    try:
+        list(csv.reader(lines, strict=True))
+    except csv.Error as error:
+        return "unexpected end of data" in str(error)
+    return False
+
+
 def _cure(*, is_short: bool) -> str:
     if is_short:
-        return "quote fields that hold a line break, or mend the line; a file cut off while it was written ends so"
+        return f"quote fields that hold a line break, or mend the line; {CUT_OFF}"
     return "quote fields that hold a comma, or mend the line"
 
 

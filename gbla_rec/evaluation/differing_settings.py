@@ -30,6 +30,11 @@ def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any], pref
     return names
 
 
+def but_semantic_ids(names: Iterable[str]) -> list[str]:
+    """``names`` without those of how semantic IDs are made: for runs whose semantic IDs are known to be the same."""
+    return [name for name in names if not name.startswith("semantic_ids.")]
+
+
 def setting_values(names: Iterable[str], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By name of a setting its values, ``first`` and ``second``; a config that lacks it has none, equal ones are left out."""
     found = {}

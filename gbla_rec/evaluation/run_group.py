@@ -12,7 +12,7 @@ import polars as pl
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_semantic_ids_hash
-from gbla_rec.evaluation.differing_settings import differing_settings, setting_values, settings_text
+from gbla_rec.evaluation.differing_settings import but_semantic_ids, differing_settings, setting_values, settings_text
 from gbla_rec.evaluation.per_user import read_per_user
 
 SEED_ENDING = re.compile(r"([._-]+s|[._-]*seed)?[._-]*\d+$")
@@ -61,7 +61,7 @@ class EvaluatedRun:
         own, others = (read_semantic_ids_hash(run.run_dir) for run in (self, other))
         if own is None or own != others:
             return differing
-        return [name for name in differing if not name.startswith("semantic_ids.")]
+        return but_semantic_ids(differing)
 
     def per_user(self) -> pl.DataFrame:
         """The values of single users, see ``read_per_user``."""

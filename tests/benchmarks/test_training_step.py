@@ -85,3 +85,24 @@ def test_kernels_belong_to_the_part_that_launched_them_or_its_forward(monkeypatc
     (first, sent), (second, reduced) = collectives(events[::-1])
     assert (first, second) == ("all-to-all", "all-reduce") and [sent, reduced] == pytest.approx([400e-6, 3200e-6])
     assert busy_seconds(events) == pytest.approx((650 + 2400 + 3200) * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "per_node", "expected"),
+    [
+        (1, None, "python"),
+        (4, None, "torchrun --nproc-per-node 4"),
+        (4, "4", "torchrun --nproc-per-node 4"),
+        (16, "8", "torchrun --nnodes 2 --nproc-per-node 8"),
+    ],
+)
+def test_a_report_names_what_started_its_ranks(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, per_node: str | None, expected: str
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from training_step import launcher
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if per_node is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", per_node)
+    assert launcher(world_size) == expected

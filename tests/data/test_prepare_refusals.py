@@ -106,6 +106,11 @@ def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: l
             ["line 3 has 4 fields, the header has 3; quote fields that hold a comma, or mend the line"],
         ),
         ("log.csv", b"user_id,item_id,timestamp\n1,2,3\n1,2\n", ["line 3 has 2 fields, the header has 3"]),
+        (
+            "log.csv",
+            b'user_id,item_id,timestamp,note\n1,2,3,"a\nb"\n1,2,4,"c\nd',
+            ["line 4 begins a quoted field that does not end; mend it; a file cut off"],
+        ),
         ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
         ("log.csv", b"user_id;item_id;timestamp\n1;2;3\n", ["'user_id' is missing", "must be separated by commas"]),
         ("log.json", b"{}", [".parquet"]),

@@ -24,6 +24,20 @@ def test_comparisons_of_other_scores_and_histories_lie_apart(
     assert all((workspace / "comparisons" / name / "comparison.json").is_file() for name in names)
 
 
+def test_the_files_are_there_where_the_reader_of_the_output_is_gone(
+    evaluated_runs: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    for name in ("a", "b"):
+        evaluated_runs.write(name, 0, np.linspace(0, 1, 40))
+    monkeypatch.setattr("gbla_apps.compare.Console.print", refuse)
+    with pytest.raises(BrokenPipeError):
+        main(["a", "b", "--samples", "20"])
+    assert {path.name for path in (workspace / "comparisons" / "a_vs_b").iterdir()} == {"comparison.json", "comparison.md"}
+
+
 def test_runs_of_one_name_have_headings_and_files_of_their_own(evaluated_runs: Any, workspace: Path, tmp_path: Path) -> None:
     older, newer = (evaluated_runs.write("shop", 0, np.linspace(0, 1, 40) * scale, started=f"day{scale}") for scale in (1, 2))
     copy = Path(shutil.copytree(older, tmp_path / "elsewhere" / older.name))
