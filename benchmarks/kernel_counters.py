@@ -33,7 +33,6 @@ TIME = "gpu__time_duration.sum"
 PERCENTAGES = {
     "memory (% of peak)": "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
     "L1 (% of peak)": "l1tex__throughput.avg.pct_of_peak_sustained_active",
-    "issue slots (%)": "sm__inst_issued.avg.pct_of_peak_sustained_active",
 }
 COUNTS = {
     "warps a scheduler": "smsp__warps_active.avg.per_cycle_active",
@@ -47,9 +46,9 @@ MICROSECONDS = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e
 NOTES = (
     "bf16, H = 8, K = V, elu1, normalised, both gates and the norm on views of one projection; one forward whose gradients are wanted, "
     "and its backward, after a first one. Each launch is replayed alone by Nsight Compute, clocks as they are, caches emptied: times are "
-    "longer than in a graph. Issue slots: cycles in which a scheduler issued an instruction. Busiest pipe: by instructions. Warps a "
-    "scheduler: resident, and ready to issue. Waits: where a warp's time between two instructions goes, the largest shares; selected is "
-    "issuing itself."
+    "longer than in a graph. Busiest pipe: by instructions. Warps a scheduler: resident, and ready to issue. Waits: where a warp's time "
+    "between two instructions goes, the largest shares; selected is issuing itself, so warps a scheduler x selected is the share of "
+    "cycles in which one issues."
 )
 
 Rows = list[dict[str, Any]]
@@ -122,13 +121,18 @@ def described(launch: Mapping[str, str], unit_of: Mapping[str, str]) -> dict[str
     latency = values.get(LATENCY) or sum(stalls.values())
     largest = sorted(stalls, key=lambda name: stalls[name], reverse=True)[:NUM_STALLS]
     return {
-        "kernel": launch["Kernel Name"],
+        "kernel": short_name(launch["Kernel Name"]),
         "us": values[TIME] * MICROSECONDS[unit_of[TIME]],
         **{column: values.get(metric) for column, metric in PERCENTAGES.items()},
         "busiest pipe (%)": None if busiest is None else f"{busiest} {pipes[busiest]:.0f}",
         **{column: values.get(metric) for column, metric in COUNTS.items()},
         "waits": ", ".join(f"{name.replace('_', ' ')} {stalls[name] / latency:.0%}" for name in largest),
     }
+
+
+def short_name(signature: str) -> str:
+    """The name of a kernel without its template arguments and parameters."""
+    return signature.removeprefix("void ").split("<")[0].split("(")[0]
 
 
 def inside(values: Mapping[str, float], prefix: str, suffix: str) -> dict[str, float]:

@@ -15,18 +15,10 @@ from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_er
 from gbla_kernels.testing.inputs import attention_inputs
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-GPU_SCRIPTS = ["causal_conv1d.py", "cold_start.py", "gbla_layer.py", "linear_attention.py", "softmax_attention.py"]
-
-
-@pytest.fixture
-def benchmarks_on_path(monkeypatch):
-    """Scripts import their neighbours; neither the path nor these modules may outlive the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+GPU_SCRIPTS = [
+    *("causal_conv1d.py", "cold_start.py", "gbla_layer.py", "kernel_counters.py"),
+    *("linear_attention.py", "op_parts.py", "softmax_attention.py"),
+]
 
 
 @pytest.mark.parametrize("script", GPU_SCRIPTS)

@@ -19,9 +19,7 @@ COSTS = StreamConfig(linear_cost=1.0, quadratic_cost=1e-3, target_cost=1.0)
 LONGEST, TOKENS, TARGETS, WORLD_SIZE = 32_768, 65_536, 4, 4
 
 
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+pytestmark = pytest.mark.usefixtures("benchmarks_on_path")
 
 
 def test_lengths_are_zipf_in_every_stretch() -> None:
