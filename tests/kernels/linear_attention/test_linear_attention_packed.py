@@ -11,6 +11,9 @@ from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.row_splits import SPLIT
 from gbla_kernels.testing.attention_subject import Results, Subject, Tensors, Variant, assert_same_bits, assert_within, results
 
+# where kernels are compiled, "-m gpu" runs these too
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+
 REFERENCE = Subject(backend=Backend.REFERENCE, dtype=torch.float64)
 TRITON = Subject(backend=Backend.TRITON, dtype=torch.float32, device="cpu" if INTERPRETED else "cuda")
 COLUMNS = ("query", "key", "value", "output_gate", "key_gate")
