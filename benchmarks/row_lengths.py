@@ -38,6 +38,11 @@ def uniform(num_rows: int, length: int) -> Case:
     return Case(f"{num_rows} x {length}", (length,) * num_rows)
 
 
+def ragged_twin(num_rows: int, length: int) -> Case:
+    """The work of ``uniform``, but for one token that has moved from the first row to the last: no kernel of dense rows runs it."""
+    return Case(f"{num_rows} x {length}, one token moved", (length - 1, *[length] * (num_rows - 2), length + 1))
+
+
 def zipf() -> Case:
     """Rows of length proportional to 1 / rank, in random order: the longest has a sixth of the tokens."""
     harmonic = sum(1 / rank for rank in range(1, ZIPF_ROWS + 1))

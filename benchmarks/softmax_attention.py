@@ -30,7 +30,7 @@ from gpu_timing import (
 )
 from op_calls import calls
 from report import write_report
-from row_lengths import Case, uniform, zipf
+from row_lengths import Case, ragged_twin, uniform, zipf
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
@@ -39,7 +39,8 @@ from gbla_rec.models.jagged_attention import jagged_attention
 
 NUM_HEADS = 8
 HEAD_DIMS = (64, 128)
-SELF_CASES = (uniform(1, 32768), uniform(8, 8192), uniform(32, 2048), zipf())
+RAGGED_TWIN = ragged_twin(32, 2048)
+SELF_CASES = (uniform(1, 32768), uniform(8, 8192), uniform(32, 2048), RAGGED_TWIN, zipf())
 CROSS_CASES = ((2, 131072, 128), (128, 2048, 128))
 """Rows, keys of a row, queries of a row."""
 BYTES_PER_ELEMENT = 2
@@ -91,7 +92,8 @@ def main() -> None:
 def notes(ceilings: Ceilings) -> str:
     return (
         f"bf16, H = {NUM_HEADS}, bidirectional. jagged: gbla_rec.models.jagged_attention on packed rows; dense: torch's "
-        "scaled_dot_product_attention on the same rows as a dense batch, cuDNN and flash forced; varlen: torch's varlen_attn. "
+        "scaled_dot_product_attention on the same rows as a dense batch, cuDNN and flash forced; varlen: torch's varlen_attn. Rows of one "
+        "length are dense to jagged_attention too; where one token is moved they are ragged, and the dense peers run the even rows. "
         f"Milliseconds per call: median of CUDA-graph replays ({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x "
         f"the L2 cache, all sides in this run. Ceilings of this run: {ceilings}. First call: seconds of the jagged call's first "
         "forward and backward at these sizes. Cross-attention: gbla_kernels.jagged_cross_attention; floor: queries, keys, values "
@@ -112,7 +114,8 @@ def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
     sets = input_sets(partial(Operands.random, case.num_tokens, case.num_tokens, head_dim), set_bytes)
     ours = partial(jagged_attention, query_layout=layout, key_layout=layout)
     peers: dict[str, tuple[Attention, list[Operands]]] = {"varlen (ms)": (varlen(layout, layout), sets)}
-    if case.is_uniform:
+    # the tokens of the twin are those of rows of one length, and dense kernels take as long on them
+    if case.is_uniform or case == RAGGED_TWIN:
         dense_sets = [operands.dense(len(case.lengths)) for operands in sets]
         peers |= {f"dense {name} (ms)": (dense_attention(kernel), dense_sets) for name, kernel in KERNELS.items()}
     first = attempt(first_call_seconds, calls(ours, sets, True)[0])

@@ -90,12 +90,39 @@ def test_an_op_that_leaves_an_operand_out_is_refused_unless_allowed(benchmarks_o
 
 
 def test_cases_have_the_tokens_that_they_name(benchmarks_on_path):
-    from row_lengths import SHORT_ROWS, ZIPF_ROWS, ZIPF_TOKENS, short, uniform, zipf
+    from row_lengths import SHORT_ROWS, ZIPF_ROWS, ZIPF_TOKENS, ragged_twin, short, uniform, zipf
 
     assert uniform(32, 2048).num_tokens == 65536 and uniform(32, 2048).is_uniform and not uniform(32, 2048).is_single
+    twin = ragged_twin(32, 2048)
+    assert twin.num_tokens == uniform(32, 2048).num_tokens and len(twin.lengths) == 32 and not twin.is_uniform
+    assert JaggedLayout.from_lengths(twin.lengths).uniform_length == 0 and max(twin.lengths) - min(twin.lengths) == 2
     assert zipf().num_tokens == ZIPF_TOKENS and len(zipf().lengths) == ZIPF_ROWS
     assert len(short().lengths) == SHORT_ROWS and 8 < short().num_tokens / SHORT_ROWS < 10
     assert JaggedLayout.from_lengths(zipf().lengths).max_length > 10_000
+
+
+def test_softmax_attention_gives_ragged_rows_a_dense_peer_of_the_same_tokens(benchmarks_on_path, monkeypatch):
+    import softmax_attention as script
+
+    monkeypatch.setattr(script, "DEVICE", "cpu")
+    monkeypatch.setattr(script, "NUM_HEADS", 1)
+    # any two numbers of rows and tokens
+    twin = script.ragged_twin(4, 8)
+    monkeypatch.setattr(script, "RAGGED_TWIN", twin)
+    monkeypatch.setattr(script, "input_sets", lambda make, size: [make(0), make(1)])
+    monkeypatch.setattr(script, "first_call_seconds", lambda call: 0.5)
+    monkeypatch.setattr(script, "dense_attention", lambda kernel: torch.nn.functional.scaled_dot_product_attention)
+
+    def dimensions(calls):
+        found = calls[0]()
+        return float((found if isinstance(found, torch.Tensor) else found[0]).dim())
+
+    monkeypatch.setattr(script, "graph_ms", dimensions)
+    monkeypatch.setattr(script, "varlen", lambda queries, keys: lambda query, key, value: query + key + value)
+    rows = script.measure_self(twin, 16)
+    assert [row["jagged / dense cuDNN"] for row in rows] == [3 / 4, 3 / 4], "dense tensors have a dimension more"
+    assert all(row["dense flash (ms)"] == 4 and row["varlen (ms)"] == 3 for row in rows)
+    assert "dense cuDNN (ms)" not in script.measure_self(script.Case("other", (5, 3)), 16)[0]
 
 
 def test_a_quick_look_leaves_the_committed_reports_alone(benchmarks_on_path, monkeypatch, workspace):

@@ -32,6 +32,7 @@ VARIANTS = {
     "relu": {"feature_map": "relu"},
     "plain linear attention": {"pattern": "G", "conv": False, "key_gate": False, "output_gate": False},
 }
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="test_linear_attention_gpu.py runs the kernels on a GPU")
 
 
 def encoder_of(**changes: object) -> HybridEncoder:
@@ -75,7 +76,7 @@ def test_every_parameter_gets_a_gradient_even_from_an_empty_batch(variant: str) 
         assert all(torch.all(gradient == 0) for gradient in gradients)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="test_linear_attention_gpu.py runs the kernels on a GPU")
+@interpreted
 @pytest.mark.parametrize("changes", [{"pattern": "SGW"}, {"pattern": "G", "conv": False, "key_gate": False, "output_gate": False}])
 def test_triton_encoder_equals_the_reference(changes: dict[str, object]) -> None:
     torch.manual_seed(0)
@@ -155,13 +156,25 @@ def test_each_switch_removes_its_part(switch: str) -> None:
     assert count[1] < count[0] or mixers[0].widths != mixers[1].widths  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("backend", [Backend.REFERENCE, pytest.param(Backend.TRITON, marks=interpreted)])
 @pytest.mark.parametrize("changes", [{"conv": False}, {"conv": False, "key_gate": False}])
-def test_linear_attention_without_conv_is_permutation_equivariant(changes: dict[str, object]) -> None:
-    layer = GatedBidirectionalLinearAttention(dataclasses.replace(BASE, **changes), backend=Backend.REFERENCE).double()
-    x = torch.randn(20, 16, dtype=torch.float64)
-    order = torch.randperm(20)
-    layout = JaggedLayout.from_lengths([20])
-    assert relative_error(layer(x[order], layout), layer(x, layout)[order]) < 1e-11
+def test_linear_attention_without_conv_is_permutation_equivariant(changes: dict[str, object], backend: Backend) -> None:
+    torch.manual_seed(0)
+    dtype, tolerance = (torch.float32, 1e-5) if backend is Backend.TRITON else (torch.float64, 1e-11)
+    layer = GatedBidirectionalLinearAttention(dataclasses.replace(BASE, **changes), backend=backend).to(dtype)
+    lengths = [20, 0, 9]
+    layout, num_tokens = JaggedLayout.from_lengths(lengths), sum(lengths)
+    order = torch.cat([start + torch.randperm(length) for start, length in zip(layout.offsets.tolist(), lengths, strict=False)])
+    x, d_output = torch.randn(2, num_tokens, 16, dtype=dtype)
+
+    def outcome(x: Tensor, d_output: Tensor) -> list[Tensor]:
+        x = x.requires_grad_()
+        output = layer(x, layout)
+        return [output.detach(), *torch.autograd.grad(output, [x, *layer.parameters()], d_output)]
+
+    expected, actual = outcome(x, d_output), outcome(x.detach()[order], d_output[order])
+    for found, exact in zip(actual, [*(tokens[order] for tokens in expected[:2]), *expected[2:]], strict=True):
+        assert relative_error(found, exact) < tolerance
 
 
 def test_softmax_attention_is_torchs_attention_with_rope() -> None:

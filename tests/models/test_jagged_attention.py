@@ -1,5 +1,6 @@
 """Softmax attention between jagged batches: equals each row alone, and the fused GPU path equals the exact one."""
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gbla_kernels import JaggedLayout
 from gbla_kernels.testing.error_budget import FUSED_ATTENTION_FACTORS, assert_errors_within, relative_error
+from gbla_rec.models import jagged_attention as module
 from gbla_rec.models.jagged_attention import jagged_attention
 from gbla_rec.models.row_attention import row_attention_op
 
@@ -106,6 +108,17 @@ def test_layouts_of_other_batches_are_refused() -> None:
     tensors, queries, _ = inputs_of([(2, 3)], torch.float32)
     with pytest.raises(ValueError, match="must have the same rows, got 1 and 2"):
         jagged_attention(*tensors, queries, JaggedLayout.from_lengths([2, 1]))
+
+
+@pytest.mark.parametrize(("capability", "head_dim"), [((7, 5), 64), ((9, 0), 60), ((9, 0), 264)])
+def test_half_precision_without_a_kernel_is_refused_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], head_dim: int
+) -> None:
+    monkeypatch.setattr(module, "_capability", lambda device: capability)
+    tensors, rows, _ = inputs_of([(3, 3)], torch.bfloat16)
+    wide = [x.new_zeros(3, 2, head_dim) for x in tensors]
+    with pytest.raises(NotImplementedError, match=rf"got capability {re.escape(str(capability))} and width {head_dim}; use fp32"):
+        module._flash(*wide, rows, rows, False, None)
 
 
 def assert_within_budget(actual: list[Tensor], tensors: list[Tensor], *settings: Any) -> None:

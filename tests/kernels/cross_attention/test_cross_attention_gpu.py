@@ -78,6 +78,13 @@ def test_runs_give_the_same_bits() -> None:
         assert_same_bits(BF16.run(inputs, MIXED + GIANT), first)
 
 
+def test_autocast_changes_nothing() -> None:
+    inputs = BF16.inputs(MIXED)
+    expected = BF16.run(inputs, MIXED)
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert_same_bits(BF16.run(inputs, MIXED), expected)
+
+
 def test_packed_keys_and_values_give_the_same_bits() -> None:
     inputs, layouts = BF16.inputs(MIXED), BF16.layouts(MIXED)
     query = inputs["query"].clone().requires_grad_()

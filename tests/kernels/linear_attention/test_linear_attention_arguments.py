@@ -13,6 +13,9 @@ from gbla_kernels.row_splits import RowSplits
 from gbla_kernels.testing.attention_laws import assert_equivalent
 from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, output_weights, results
 
+# where kernels are compiled, "-m gpu" runs these too
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+
 REFERENCE = Subject(backend=Backend.REFERENCE, dtype=torch.float64)
 TRITON = Subject(backend=Backend.TRITON, dtype=torch.float32, device="cpu" if INTERPRETED else "cuda")
 CAUSAL = replace(REFERENCE, variant=Variant(direction="causal"))

@@ -11,8 +11,12 @@ from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.row_splits import SPLIT
 from gbla_kernels.testing.attention_subject import Results, Subject, Tensors, Variant, assert_same_bits, assert_within, results
 
+# where kernels are compiled, "-m gpu" runs these too
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+
 REFERENCE = Subject(backend=Backend.REFERENCE, dtype=torch.float64)
 TRITON = Subject(backend=Backend.TRITON, dtype=torch.float32, device="cpu" if INTERPRETED else "cuda")
+BF16 = replace(TRITON, dtype=torch.bfloat16)
 COLUMNS = ("query", "key", "value", "output_gate", "key_gate")
 PADDING = 11
 
@@ -44,7 +48,15 @@ def run_packed(subject: Subject, inputs: Tensors, layout: JaggedLayout, has_layo
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("subject", [REFERENCE, TRITON], ids=["reference", "triton"])
+@pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param(REFERENCE, id="reference"),
+        pytest.param(TRITON, id="triton"),
+        # as in training; the interpreter computes bf16 wrongly
+        pytest.param(BF16, id="triton-bf16", marks=pytest.mark.skipif(INTERPRETED, reason="needs a GPU")),
+    ],
+)
 @pytest.mark.parametrize(
     "variant",
     [Variant(), Variant(normalize=False, absent=("key_gate",)), Variant(feature_map="relu", absent=("output_gate", "norm_weight"))],

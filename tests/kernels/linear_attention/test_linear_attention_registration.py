@@ -15,6 +15,9 @@ from gbla_kernels.linear_attention.launches import run_forward
 from gbla_kernels.row_splits import SPLIT
 from gbla_kernels.testing.attention_subject import Subject, Tensors, assert_same_bits, output_weights, results
 
+# where kernels are compiled, "-m gpu" runs these too
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+
 TRITON = Subject(backend=Backend.TRITON, dtype=torch.float32, device="cpu" if INTERPRETED else "cuda")
 ORDER = ("query", "key", "value", "key_gate", "output_gate", "norm_weight")
 OPTIONS = (False, True, 1e-6)
