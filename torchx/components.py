@@ -6,7 +6,8 @@ Run from the repository root with the environment's ``bin`` on PATH; what follow
     torchx run -s local_cwd torchx/components.py:train -j 1x2 -- --recipe movielens_small
     torchx run -s slurm torchx/components.py:train -j 4x8 -h aws_p5.48xlarge --memMB 0 -- --recipe own_data
 
-``train`` and ``evaluate`` run under torchrun, the others are one process; docs/launching.md tells the rest.
+``train`` and ``evaluate`` run under torchrun, ``benchmark`` too where -j asks for ranks, the others are one process; docs/launching.md
+tells the rest.
 """
 
 import re
@@ -114,7 +115,7 @@ def train(
         metrics_port: port of each node on which its first process serves metrics for Prometheus; 0: none
     """
     resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=2, gpu=0, memMB=4096))
-    app = _spmd("gbla_apps.train", args, j, image, name, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+    app = _spmd("train", ["-m", "gbla_apps.train"], args, j, image, name, resource, env, mounts, max_retries, max_restarts, rdzv_port)
     if not 0 <= metrics_port < 65536 or metrics_port == rdzv_port:
         raise ValueError(f"metrics_port must be a port other than rdzv_port ({rdzv_port}), or 0 for none, got {metrics_port}")
     if metrics_port:
@@ -155,12 +156,14 @@ def evaluate(
         rdzv_port: port of the first node on which several nodes meet
     """
     resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=2, gpu=0, memMB=4096))
-    return _spmd("gbla_apps.evaluate", args, j, image, name, resource, env, mounts, max_retries, 0, rdzv_port)
+    target = ["-m", "gbla_apps.evaluate"]
+    return _spmd("evaluate", target, args, j, image, name, resource, env, mounts, max_retries, 0, rdzv_port)
 
 
 def benchmark(
     *args: str,
     script: str,
+    j: str = "",
     image: str = "gbla-rec",
     name: str = "gbla-rec-benchmark",
     h: Optional[str] = None,
@@ -170,12 +173,14 @@ def benchmark(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
+    rdzv_port: int = 29500,
 ) -> specs.AppDef:
-    """Runs one benchmark of benchmarks/ on one GPU (one process, in the root of the repository or of the image).
+    """Runs one benchmark of benchmarks/ (one process, or ranks under torchrun, in the root of the repository or of the image).
 
     Args:
         args: what the benchmark gets, after "--"
         script: its name, e.g. gbla_layer for benchmarks/gbla_layer.py
+        j: NNODESxNPROC for a benchmark of several ranks (training_step), e.g. 1x8; without it one process, not under torchrun
         image: container image that has gbla-rec and benchmarks/; ignored by the schedulers local_cwd and slurm
         name: name of the job
         h: a named resource, e.g. aws_p5.48xlarge
@@ -185,11 +190,15 @@ def benchmark(
         env: environment variables, NAME=value,...
         mounts: mounts of the container, type=bind,src=/host,dst=/job[,readonly],...
         max_retries: how often the scheduler starts a failed job again
+        rdzv_port: port of the first node on which several nodes meet
     """
     if re.fullmatch(r"[a-z0-9_]+", script) is None:
         raise ValueError(f"script must be the name of a file of benchmarks/ without .py, e.g. gbla_layer, got {script!r}")
     resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=8, gpu=1, memMB=65536))
-    return _one_process("benchmark", [f"benchmarks/{script}.py"], args, image, name, resource, env, mounts, max_retries)
+    target = [f"benchmarks/{script}.py"]
+    if j:
+        return _spmd("benchmark", target, args, j, image, name, resource, env, mounts, max_retries, 0, rdzv_port)
+    return _one_process("benchmark", target, args, image, name, resource, env, mounts, max_retries)
 
 
 def _resource(h: Optional[str], cpu: int, gpu: int, memMB: int, default: specs.Resource) -> specs.Resource:
@@ -225,7 +234,8 @@ def _one_process(
 
 
 def _spmd(
-    module: str,
+    role_name: str,
+    target: List[str],
     args: tuple[str, ...],
     j: str,
     image: str,
@@ -242,15 +252,16 @@ def _spmd(
         raise ValueError(f"j must be [MIN_NNODES:]NNODESxNPROC with 1 <= MIN_NNODES <= NNODES, e.g. 1x2, got {j!r}")
     num_nodes, num_processes = int(shape[2]), int(shape[3])
     if resource.gpu > 0 and num_processes > resource.gpu:
-        raise ValueError(f"j must not ask for more processes than GPUs on a node, got {j!r} and gpu={resource.gpu}; lower NPROC")
+        cure = "lower NPROC or raise --gpu"
+        raise ValueError(f"j must not ask for more processes than GPUs on a node, got {j!r} and gpu={resource.gpu}; {cure}")
     # the scheduler names the first node in a variable, which only the shell on the node can read: the one part not quoted
     meeting_point = "localhost:0" if num_nodes == 1 else f"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"
     launcher = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--nnodes", j.split("x")[0]]
-    launcher += ["--nproc-per-node", str(num_processes), "--max-restarts", str(max_restarts), "--tee", "3", "-m", module]
+    launcher += ["--nproc-per-node", str(num_processes), "--max-restarts", str(max_restarts), "--tee", "3", *target]
     # exec: a scheduler's SIGTERM must reach torchrun, not a shell
     command = f"exec python -m torch.distributed.run --rdzv-endpoint {meeting_point} {shlex.join(launcher)} {shlex.join(_app_args(args))}"
     role = specs.Role(
-        name=module.rpartition(".")[2],
+        name=role_name,
         image=image,
         min_replicas=int(shape[1]) if shape[1] else None,
         num_replicas=num_nodes,

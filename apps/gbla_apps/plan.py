@@ -24,12 +24,14 @@ def main(arguments: Sequence[str]) -> None:
     if "-h" in rest or "--help" in rest:
         print(f"{parser.format_help()}\nand the options of a run:\n")
     config = parse_run_config("plan", DESCRIPTION, rest)
+    # before the planner, which may take a while
+    write_rate = parse_bytes(options.write_rate, "--write-rate")
     catalogue, source = known_catalogue(config, options.items)
     plan = plan_cluster(config, cluster_of(options), catalogue)
     if options.json:
         print(json.dumps({"catalogue": dataclasses.asdict(catalogue), **dataclasses.asdict(plan)}, indent=2))
         return
-    print(f"{source}\n{describe_cluster_plan(plan, write_rate=parse_bytes(options.write_rate, '--write-rate'))}")
+    print(f"{source}\n{describe_cluster_plan(plan, write_rate=write_rate)}")
 
 
 def cluster_options() -> argparse.ArgumentParser:

@@ -17,11 +17,15 @@ DESCRIPTION = (
 
 def main(arguments: Sequence[str]) -> None:
     """Parse and train."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="gbla-rec train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--resume-step", type=int)
     options, rest = parser.parse_known_args(arguments)
     config = parse_run_config("train", DESCRIPTION, rest)
+    training = config.training
+    if training.profiled_steps.start > training.num_steps:
+        rule = f"begin within the run, at step {training.num_steps} (--training.num-steps) or before"
+        raise ValueError(f"--training.profile-steps must {rule}, got {training.profile_steps!r}")
     with process_group() as device:
         train(config, device=device, resume=options.resume, resume_step=options.resume_step)
 

@@ -66,11 +66,16 @@ def test_too_many_items_of_a_dataset_are_no_matter_of_options(tiny_workspace: Pa
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
-    [("--hbm", "80", "--hbm must be a number and a unit"), ("--nodes", "0", "--nodes must be positive, got 0")],
+    [
+        ("--hbm", "80", "--hbm must be a number and a unit"),
+        ("--nodes", "0", "--nodes must be positive, got 0"),
+        ("--write-rate", "0", "--write-rate must be a number and a unit"),
+    ],
 )
-def test_a_bad_size_is_refused(option: str, value: str, message: str) -> None:
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_a_bad_size_is_refused(option: str, value: str, message: str, form: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=message):
-        plan.main([option, value, "--recipe", "own_data"])
+        plan.main([option, value, *form, "--recipe", "own_data"])
 
 
 def test_a_prepared_dataset_gives_items_and_codes(tiny_workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

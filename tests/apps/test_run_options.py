@@ -1,8 +1,10 @@
-"""``gbla-rec recommend`` and ``evaluate``: titles are printed as they are; a wrong option is named before a model is loaded."""
+"""Titles are printed as they are; a wrong option is named before a model is made or loaded."""
+
+import sys
 
 import pytest
 
-from gbla_apps import evaluate, recommend
+from gbla_apps import evaluate, recommend, train
 from gbla_rec.evaluation.recommend import Recommendation
 
 
@@ -21,3 +23,21 @@ def test_numbers_below_one_are_refused_by_their_option() -> None:
         recommend.main(["--user", "1", "--count", "0"])
     with pytest.raises(ValueError, match="--num-beams must be at least 1, got -5"):
         evaluate.main(["--num-beams", "20", "-5"])
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_profile_of_steps_that_never_come_is_refused() -> None:
+    few_steps = ["--recipe", "movielens_small", "--training.num-steps", "6", "--training.profile-steps"]
+    with pytest.raises(ValueError, match=r"--training.profile-steps must begin within the run, at step 6 .* or before, got '7:2'"):
+        train.main([*few_steps, "7:2"])
+    # the last step is one that comes: what is wrong here is that nothing was prepared
+    with pytest.raises(FileNotFoundError, match="is not a prepared dataset"):
+        train.main([*few_steps, "6:2"])
+
+
+@pytest.mark.parametrize("arguments", [["--resume-step", "x"], ["--recipe"]])
+def test_usage_names_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/python3/pytest"])
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    assert "gbla-rec train: error: argument --re" in capsys.readouterr().err

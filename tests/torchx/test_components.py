@@ -109,6 +109,17 @@ def test_a_benchmark_is_a_file_of_the_repository_on_one_gpu():
     assert (ROOT / role.args[0]).exists()
 
 
+def test_a_benchmark_of_several_ranks_runs_under_torchrun():
+    script = ["--script", "training_step", "-j", "2x8", "-h", "aws_p5.48xlarge"]
+    role = role_of("benchmark", *script, "--rdzv_port", "29512", "--", "--history-lengths", "zipf")
+    assert (role.name, role.num_replicas, role.resource.gpu, role.port_map) == ("benchmark", 2, 8, {"c10d": 29512})
+    command = shlex.split(role.args[1])
+    assert (option(command, "--nnodes"), option(command, "--nproc-per-node")) == ("2", "8")
+    assert command[-3:] == ["benchmarks/training_step.py", "--history-lengths", "zipf"] and "-m" not in command[4:]
+    with pytest.raises(ValueError, match="got '1x2' and gpu=1; lower NPROC or raise --gpu"):
+        role_of("benchmark", "--script", "training_step", "-j", "1x2")
+
+
 @pytest.mark.parametrize("script", ["../train", "gbla_layer.py", "", "a b"])
 def test_a_benchmark_outside_of_benchmarks_is_refused(script):
     with pytest.raises(ValueError, match="name of a file of benchmarks"):

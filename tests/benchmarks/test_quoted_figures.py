@@ -1,0 +1,99 @@
+"""What README and docs say of speed and memory is what the committed reports say, and each report's page is that of its JSON."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+BUDGET = 262_144
+
+
+def report(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def row(rows: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    (found,) = [line for line in rows if wanted.items() <= line.items()]
+    return found
+
+
+def short(value: float) -> str:
+    """Two digits after the point, and no zero before it, as the pages write shares."""
+    return f"{value:.2f}".removeprefix("0")
+
+
+def statements() -> Iterator[tuple[str, str]]:
+    """Page, and words that must be on it."""
+    yield from of_the_step()
+    yield from of_several_gpus()
+    first = [line for line in report("cold_start")["rows"] if line["Triton cache"] == "empty"]
+    forward, backward = (sorted(line[f"op {name} (s)"] for line in first) for name in ("forward", "backward"))
+    both = sorted(line["op forward (s)"] + line["op backward (s)"] for line in first)
+    yield "README.md", f"forward {forward[0]:.0f} to {forward[-1]:.0f} s, backward {backward[0]:.0f} to {backward[-1]:.0f} s"
+    yield "docs/launching.md", f"the op alone takes {both[0]:.0f} to {both[-1]:.0f} s"
+    data = [line for line in report("data_stream")["rows"] if line["ranks"] == 1]
+    few, many = sorted((line for line in data if line["history length"] == 2048), key=lambda line: line["items"])
+    rate, slowest = "with collate: Mtokens/CPU s", "slowest run: Mtokens/CPU s"
+    rates = f"{few[rate]:.1f} M tokens/s on one core, {few[slowest]:.1f} M in the slowest of five runs; {many[rate]:.1f} M with 4 M items"
+    yield "README.md", rates
+    yield "docs/training.md", f"one core makes {few[rate]:.1f} M/s of such histories, {many[rate]:.1f} M with 4 M items"
+    yield "docs/training.md", f"Histories of 9 events come at {row(data, **{'history length': 9})[rate]:.1f} M tokens/s a core"
+
+
+def of_the_step() -> Iterator[tuple[str, str]]:
+    step = report("training_step")
+    ratios = step["tables"]["Time of a step, one pattern against the other"]
+    lengths = (32_768, 8_192, 2_048)
+    of_budget = {"tokens/GPU": BUDGET, "compiled": True}
+    faster = [row(ratios, history=length, **of_budget)["SSS / SGG"] for length in lengths]
+    hybrid = [row(step["rows"], pattern="SGG", history=length, **of_budget) for length in lengths]
+    rates = [line["tokens/s"] / 1e6 for line in hybrid]
+    memory = [line["peak memory (GiB)"] for line in (*hybrid, *report("training_step_131072")["rows"])]
+    ratio_words = f"{faster[0]:.2f} times as fast at histories of 32,768 events, {faster[1]:.2f} at 8,192, {faster[2]:.2f} at 2,048"
+    rate_words = f"the hybrid reads {rates[0]:.1f}, {rates[1]:.1f} and {rates[2]:.1f} M tokens/s"
+    yield "README.md", f"{ratio_words}; {rate_words}, in {min(memory):.1f} to {max(memory):.1f} GiB from 2,048 to 131,072"
+    fastest = max(line["tokens/s"] for line in step["rows"]) / 1e6
+    yield "docs/training.md", f"The fastest step that was measured reads {fastest:.1f} M tokens/s"
+    outside = sorted(line["outside kernels (%)"] for line in hybrid)
+    yield "docs/training.md", f"is outside kernels for {outside[0]:.1f} to {outside[-1]:.1f} % of its time"
+    small = {"tokens/GPU": 65_536, "history": 2_048, "compiled": True}
+    line, ratio = row(step["rows"], pattern="SGG", **small), row(ratios, **small)["SSS / SGG"]
+    late = f"it takes {line['ms/step']:.1f} ms, {line['outside kernels (%)']:.0f} % of them outside kernels"
+    yield "docs/training.md", f"{late}, and the hybrid gains little there (SSS / SGG {ratio:.2f})"
+    firsts = (line["first step (s)"], report("weak_scaling_4")["rows"][0]["first step (s)"])
+    yield "docs/training.md", f"The first step takes {firsts[0]:.0f} s on an H200 and {firsts[1]:.0f} s on four H100s"
+
+
+def of_several_gpus() -> Iterator[tuple[str, str]]:
+    one, two, four = (report(f"weak_scaling_{ranks}") for ranks in (1, 2, 4))
+    rates = [row(scaling["rows"], balance="cost")["tokens/s"] / 1e6 for scaling in (one, two, four)]
+    in_turn = row(four["rows"], balance="none")["tokens/s"] / 1e6
+    even = {2: rates[1] / rates[0] / 2, 4: rates[2] / rates[0] / 4, "in turn": in_turn / rates[0] / 4}
+    quoted = f"{rates[0]:.2f}, {rates[1]:.2f} and {rates[2]:.2f} M tokens/s"
+    shares, share_in_turn = f"{short(even[2])} and {short(even[4])} of even scaling", short(even["in turn"])
+    yield "README.md", f"{quoted} on 1, 2 and 4, which is {shares}; dealt in turn, four ranks reach {share_in_turn}"
+    yield "docs/training.md", f"{quoted}, 1, {shares}. Four ranks that take histories in turn make {in_turn:.2f} M, {share_in_turn}."
+    work = sorted((line["TFLOP/step"] for line in four["tables"]["Ranks"] if line["balance"] == "cost"), reverse=True)
+    alone = one["tables"]["Ranks"][0]["TFLOP/step"]
+    times = [row(scaling["rows"], balance="cost")["ms/step"] for scaling in (one, four)]
+    load = f"on four its rank has {work[0]:.1f} TFLOP, where the others have {work[1]:.1f} and one GPU alone {alone:.1f}"
+    yield "docs/training.md", f"{load}. The step takes {times[1]:.1f} ms, where one GPU takes {times[0]:.1f};"
+    yield "docs/training.md", f"that rank's work in proportion to its TFLOP would be {times[0] * work[0] / alone:.1f}."
+
+
+@pytest.mark.parametrize(("page", "words"), list(statements()))
+def test_a_page_quotes_the_committed_report(page: str, words: str) -> None:
+    text = " ".join((ROOT / page).read_text().split())
+    assert words in text, f"by benchmarks/results, {page} must say: {words}"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
+@pytest.mark.usefixtures("benchmarks_on_path")
+def test_a_reports_page_is_that_of_its_json(name: str) -> None:
+    from report import _markdown
+
+    assert (RESULTS / f"{name}.md").read_text() == _markdown(report(name))
