@@ -65,6 +65,12 @@ def latest_run_dir(run_name: str | None = None, *, with_checkpoint: bool = False
     """
     newest = next((path for path in run_dirs(run_name) if not with_checkpoint or checkpoint_steps(path)), None)
     if newest is None:
+        unsaved = run_dirs(run_name)
+        if unsaved:
+            raise FileNotFoundError(
+                f"no run{f' called {run_name!r}' if run_name else ''} has a checkpoint yet, the newest is {unsaved[0]}; let it train for "
+                "longer, or go on with it: gbla-rec train --resume, with the options it was started with"
+            )
         names = sorted({path.parent.parent.name for path in (root() / "runs").glob("*/*/config.json")})
         kind = f" called {run_name!r}" if run_name else ""
         saved = " with a checkpoint" if with_checkpoint else ""

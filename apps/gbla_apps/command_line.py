@@ -78,6 +78,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_run(options: argparse.Namespace) -> Path:
-    """The run directory that the options of ``add_run_options`` name."""
+    """The run directory that the options of ``add_run_options`` name.
+
+    Raises:
+        ValueError: if ``--run-dir`` names the directory in which the runs of one name lie; the message has the newest.
+    """
     run: Path | None = options.run
-    return run if run is not None else workspace.latest_run_dir(options.recipe, with_checkpoint=True)
+    if run is None:
+        return workspace.latest_run_dir(options.recipe, with_checkpoint=True)
+    inside = sorted(path.parent for path in run.glob("*/config.json"))
+    if inside and not (run / "config.json").exists():
+        raise ValueError(f"--run-dir must be one run, got {run} with {len(inside)}, the newest {inside[-1]}; or give --name {run.name}")
+    return run

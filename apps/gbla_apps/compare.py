@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
 def groups(options: argparse.Namespace) -> list[RunGroup]:
     """The groups that the options name, two at least; unlike ones have distinct names."""
     if bool(options.a) != bool(options.b) or bool(options.runs) == bool(options.a):
-        raise ValueError("give two or more RUN, or --a RUN [RUN ...] and --b RUN [RUN ...], not both and not half of it")
+        given = [name for name in ("RUN", "--a", "--b") if getattr(options, name.removeprefix("--").replace("RUN", "runs"))]
+        raise ValueError(
+            "what to compare must be given as two or more RUN, or as both --a RUN [RUN ...] and --b RUN [RUN ...], "
+            f"got {', '.join(given) or 'nothing'}"
+        )
     if options.a:
         return told_apart([RunGroup.find(options.a), RunGroup.find(options.b)])
     if len(options.runs) < 2:

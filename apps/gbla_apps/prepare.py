@@ -28,9 +28,10 @@ DESCRIPTION = (
     f"--dataset NAME --path DIR takes the published files of a public dataset: {', '.join(PUBLISHED)}. "
     "Both set the options below, and each can be set again."
 )
+CURE = "prepare longer histories, or another --split (events of one user at one time stay together: --split.ties)"
 NEEDS = {
-    "validation": "train and evaluate choose checkpoints by them and refuse this dataset; prepare longer histories, or another --split",
-    "test": "evaluate refuses this dataset; prepare longer histories, or another --split",
+    "validation": f"train and evaluate choose checkpoints by them and refuse this dataset; {CURE}",
+    "test": f"evaluate refuses this dataset; {CURE}",
 }
 
 

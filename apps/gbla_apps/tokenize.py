@@ -25,6 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_run_config("tokenize", DESCRIPTION, arguments)
     dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
     output = workspace.semantic_ids_dir(config.dataset)
+    if output.exists():
+        raise FileExistsError(
+            f"{output} exists, and a dataset has one set of semantic IDs; delete it to make them anew (runs that were trained on "
+            "them refuse others), or prepare the log under another name too"
+        )
     table = tokenize(dataset, config.semantic_ids, output)
     num_items = table.codes.shape[0]
     print(f"{output}: {num_items:,} items, codebooks {' x '.join(map(str, table.widths))}; quality in report.md")

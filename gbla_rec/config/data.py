@@ -83,7 +83,9 @@ class StreamConfig:
     max_history_length: int = 8_192
     """The encoder reads at most this many most recent events."""
     targets_per_cut: int = 32
+    """Events after a cut that are predicted from those before it."""
     max_cuts_per_history: int = 64
+    """In one epoch."""
     min_history_length: int = 1
     """A cut leaves at least this many events to read."""
     oversized: Literal["refuse", "own_batch"] = "refuse"

@@ -11,7 +11,9 @@ class EvaluationConfig:
     """Full-catalogue beam search and its metrics."""
 
     num_beams: int = 50
+    """Of the search that ranks by the log-probability of semantic IDs."""
     cutoffs: tuple[int, ...] = (5, 10, 50)
+    """The ``k`` of Recall@k and NDCG@k."""
     exclude_history: bool = False
     """Never recommend an item of the user's own history; the baselines obey it too. This decides the main figures."""
     both_histories: bool = False
@@ -23,9 +25,11 @@ class EvaluationConfig:
     cold_edges: tuple[int, ...] = (1, 6)
     """Slices of users by the training events of the (rarest) target begin at these: the default gives 0, 1-5 and 6+."""
     tokens_per_batch: int = 65_536
+    """History events of the users that a rank evaluates at a time."""
     shortlist_users: int = 1_024
     """Validation users on whom beam search chooses among the shortlisted checkpoints."""
     bootstrap_samples: int = 2_000
+    """Resampled sets of users, from which intervals are taken."""
     joint_beams: int = 500
     """Beams of the search whose items a model with both heads ranks by item-level score and log-probability together;
     ``num_beams`` if that is more."""

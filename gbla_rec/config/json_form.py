@@ -19,7 +19,7 @@ def from_json(kind: type[ConfigT], text: str) -> ConfigT:
     """Rebuild a config of class ``kind`` from ``to_json``'s text.
 
     Raises:
-        ValueError: if the text names a field that ``kind`` lacks, or a value breaks a rule of the config.
+        ValueError: if the text names a field that ``kind`` lacks, leaves out one without a default, or a value breaks a rule of the config.
     """
     return cast(ConfigT, _build(kind, json.loads(text), kind.__name__))
 
@@ -39,7 +39,11 @@ def differing_fields(first: object, second: object, prefix: str = "") -> list[st
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
+        require(isinstance(value, dict), where, "be an object with the fields of the config", value)
         hints = get_type_hints(kind)
+        needed = [item.name for item in dataclasses.fields(kind) if item.default is item.default_factory is dataclasses.MISSING]
+        absent = [name for name in needed if name not in value]
+        require(not absent, where, f"have the fields {needed}", sorted(value))
         unknown = sorted(set(value) - set(hints))
         require(not unknown, where, f"have only the fields {sorted(hints)}", unknown)
         return cast(Any, kind)(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})

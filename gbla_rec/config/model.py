@@ -30,7 +30,9 @@ class EmbeddingConfig:
     """Multi-hash item tables and context tables, all sharded by TorchRec."""
 
     num_hashes: int = 2
+    """Item tables; each is looked up by a hash function of its own, and the rows are put end to end."""
     rows_per_table: int = 1 << 20
+    """Of an item table, about the number of items; with fewer more items share a row."""
     dim: int = 64
     """Width of one row; TorchRec's EmbeddingCollection wants one width for all tables."""
     hash_seed: int = 0
@@ -105,18 +107,26 @@ class EncoderConfig:
     """The hybrid encoder: one letter of ``pattern`` per layer, and the switches of the paper's ablations."""
 
     model_dim: int = 512
+    """Width of a token in the encoder."""
     num_heads: int = 8
     pattern: str = "SGG"
     """``S`` softmax attention, ``G`` gated bidirectional linear attention, ``W`` softmax attention in a window."""
     num_repeats: int = 1
+    """The encoder has the layers of ``pattern`` this many times over."""
     ffn_dim: int | None = None
     """SwiGLU width; None: 8/3 of model_dim, rounded up to a multiple of 64."""
     conv: bool = True
+    """``G`` layers: a short causal convolution before the projections."""
     conv_width: int = 4
+    """Its taps."""
     key_gate: bool = True
+    """``G`` layers: a softmax over the history, of one logit a token and head, weighs the keys."""
     output_gate: bool = True
+    """``G`` layers: the normed output is multiplied by ``silu`` of a gate of its own."""
     direction: Direction = "bidirectional"
+    """``causal``: a token sees those before it and itself only."""
     feature_map: FeatureMap = "elu1"
+    """``G`` layers: what makes queries and keys positive."""
     rope_base: float = 10_000.0
     window: int = 256
     """Tokens that a ``W`` layer sees on each side of a token; only those before it where the direction is causal."""

@@ -20,6 +20,7 @@ class SemanticIdConfig:
     embedding_file: Path | None = None
     """For ``embedding="file"``: ``.npy`` of shape (N, D) in item order, or Parquet with item_id and a list column."""
     text_encoder: TextEncoder = "tfidf"
+    """``tfidf``: words and word pairs; ``wordllama``, ``minilm``: pretrained vectors, by the extras ``text`` and ``minilm``."""
     text_columns: tuple[str, ...] = ()
     """Text columns to embed, in the order in which they are read. Empty: all of the dataset, its title first."""
     behaviour_weight: float = 1.0
@@ -27,6 +28,7 @@ class SemanticIdConfig:
     embedding_dim: int = 96
     """Width of the text part and of the behaviour part, at most."""
     num_levels: int = 3
+    """Codebooks; the de-duplication level comes after them."""
     codebook_width: int | None = None
     """None: the next power of two >= (4 N)^(1/3), at least ``min_codebook_width``."""
     min_codebook_width: int = 256
@@ -38,6 +40,7 @@ class SemanticIdConfig:
     """Items alike in all codes before the last level get different last codes while there are enough; that level has no
     capacity then. Leaves the de-duplication level to items added later and to prefixes wider than a codebook."""
     kmeans_iterations: int = 25
+    """Of each codebook."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -11,13 +11,18 @@ class OptimizerConfig:
     """Fused row-wise Adagrad for the tables, AdamW with warm-up and cosine decay for the rest."""
 
     table_learning_rate: float = 0.05
+    """Of row-wise Adagrad, the same in all steps."""
     table_eps: float = 1e-8
     learning_rate: float = 1e-3
+    """Of AdamW, after the warm-up."""
     weight_decay: float = 0.01
+    """Of AdamW, on matrices only."""
     beta1: float = 0.9
     beta2: float = 0.98
     warmup_steps: int = 100
+    """Steps in which the learning rate of AdamW rises to its full value."""
     final_learning_rate_fraction: float = 0.05
+    """Of ``learning_rate``, at the end of the cosine, which is the last step."""
     clip_grad_norm: float = 1.0
     """Global norm of the dense gradients; the fused tables step inside backward and are not clipped."""
 
@@ -36,10 +41,13 @@ class TrainingConfig:
     """Length of a run, and when it validates, logs and saves."""
 
     num_steps: int = 10_000
+    """Steps of the optimisers, each with one global batch."""
     validate_every: int = 1_000
+    """Steps from one validation to the next."""
     validation_users: int = 1_024
     """A fixed sample of users (drawn from the seed) whose NLL says which checkpoints are the best."""
     save_every: int = 1_000
+    """Steps from one checkpoint to the next."""
     keep_last: int = 2
     """Newest checkpoints to keep; evaluation chooses among all that are kept."""
     keep_best: int = 2
@@ -47,6 +55,7 @@ class TrainingConfig:
     async_save: bool = False
     """Train on while a checkpoint is written; needs host memory for a second copy of each rank's weights and moments."""
     log_every: int = 10
+    """Steps from one report to the next."""
     num_micro_batches: int = 1
     """Gradient accumulation: a global batch is cut into so many micro batches, each of which the ranks share, and which run one after
     another in less memory. The dense part steps once, with the gradient of the whole batch; the fused tables step in the backward of

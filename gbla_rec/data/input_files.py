@@ -128,7 +128,7 @@ def _why_bad_csv(path: Path) -> str | None:
     try:
         reason = first_unequal_row(path, errors="strict")
     except UnicodeDecodeError as error:
-        return f"not UTF-8 text ({error})"
+        return f"line {_undecodable_line(path)} is not UTF-8 text ({error.reason}); save the file as UTF-8"
     if reason is not None:
         return reason
     try:
@@ -136,6 +136,17 @@ def _why_bad_csv(path: Path) -> str | None:
     except (PolarsError, PanicException) as error:
         return f"not a readable CSV file ({_first_line(error)})"
     return None
+
+
+def _undecodable_line(path: Path) -> int:
+    """Counted from 1; the reader's error has a place in its own buffer only. A line's end is no part of a longer character."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{path} is UTF-8 text")
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ sort and write one shard at a time. Held in memory: the distinct users, items an
 """
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,12 @@ from gbla_rec.data.spill import LOG_CHANGED, Spill
 from gbla_rec.data.splits import resolve_split, split_points
 from gbla_rec.data.vocabulary import COUNT, Vocabulary, build_vocabulary, shard_ranges
 
+logger = logging.getLogger(__name__)
+
 SPILL_DIR = "spill"
 CONVERTED_DIR = "converted"
+MANY_REPEATED = 0.01
+"""Part of the events; a log that was exported twice has half."""
 LENGTH_QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
@@ -72,6 +77,7 @@ def prepare(config: PrepareConfig, output: Path, convert: Convert | None = None)
         spill.write(vocabulary)
         split = resolve_split(config.split, spill.times if log.has_timestamps else None)
         totals = _write_shards(directory, log, vocabulary, spill, shards, split)
+        _warn_of_repeated_events(totals)
         (directory / SPILL_DIR).rmdir()
         if convert is not None:
             shutil.rmtree(directory / CONVERTED_DIR)
@@ -96,11 +102,15 @@ class _Totals:
     shards: list[ShardInfo] = dataclasses.field(default_factory=list)
     num_validation_users: int = 0
     num_test_users: int = 0
+    num_events: int = 0
+    num_repeated: int = 0
 
     def add(self, shard: HistoryShard) -> None:
         self.train_counts += np.bincount(shard.items[shard.is_training()], minlength=len(self.train_counts))
         self.num_validation_users += int(np.sum((shard.validation_begin > 0) & (shard.test_begin > shard.validation_begin)))
         self.num_test_users += int(np.sum((shard.test_begin > 0) & (np.diff(shard.offsets) > shard.test_begin)))
+        self.num_events += len(shard.items)
+        self.num_repeated += _count_repeated(shard)
         shard.add_to(self.content)
         self.shards.append(ShardInfo(shard_path(len(self.shards)), len(shard.user_ids), len(shard.items)))
 
@@ -136,6 +146,27 @@ def _write_shards(
         write_shard(directory / shard_path(index), shard)
         totals.add(shard)
     return totals
+
+
+def _count_repeated(shard: HistoryShard) -> int:
+    """Events equal to the one before them in user, time, item and context; without times a repeat is a history like any other."""
+    if shard.timestamps is None or not len(shard.items):
+        return 0
+    columns: list[NDArray[Any]] = [shard.items, shard.timestamps, *shard.context.values()]
+    is_repeated = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    starts = shard.offsets[1:-1]
+    is_repeated[starts[(starts > 0) & (starts < len(shard.items))] - 1] = False
+    return int(is_repeated.sum())
+
+
+def _warn_of_repeated_events(totals: _Totals) -> None:
+    if totals.num_repeated > MANY_REPEATED * totals.num_events:
+        logger.warning(
+            "%d of %d events repeat another one of their user in item, time and context, and are kept; if the log has rows twice, remove "
+            "them: prepare takes each for an event",
+            totals.num_repeated,
+            totals.num_events,
+        )
 
 
 def _write_items(directory: Path, vocabulary: Vocabulary, totals: _Totals) -> None:

@@ -105,8 +105,8 @@ def read_manifest(directory: Path) -> DatasetManifest:
     if not path.is_file():
         prepared = sorted(found.parent.name for found in directory.parent.glob(f"*/{MANIFEST_NAME}"))
         raise FileNotFoundError(
-            f"{directory} is not a prepared dataset (no {MANIFEST_NAME}); make it with: gbla-rec prepare --name {directory.name} ..., "
-            f"or --recipe {directory.name} if its log comes with the repository; "
+            f"{directory} is not a prepared dataset (no {MANIFEST_NAME}); make it with: gbla-rec prepare --name {directory.name} "
+            f"--events FILE (or --recipe {directory.name} if its log comes with the repository, or public data: --dataset and --path); "
             f"datasets beside it (--dataset NAME): {', '.join(prepared) or 'none'}"
         )
     try:

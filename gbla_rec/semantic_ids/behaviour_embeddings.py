@@ -50,7 +50,7 @@ class BehaviourEmbedder:
         if counts.nnz == 0:
             raise ValueError(
                 f"{dataset.path}: SemanticIdConfig.embedding needs training histories with two different items to read behaviour, "
-                "there are none; use embedding='text'"
+                "there are none; prepare longer histories, or give prepare an item table (--items) and use embedding='text'"
             )
         smoothed = np.asarray(counts.sum(axis=0)).ravel() ** CONTEXT_SMOOTHING
         probabilities = smoothed / smoothed.sum()

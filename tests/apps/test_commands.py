@@ -68,6 +68,7 @@ def test_data_without_validation_users_are_refused_before_a_step_is_made(workspa
     run_forked("prepare", "--name", "told_apart", *files)
     said = run_forked("tokenize", "--recipe", "own_data", "--dataset", "told_apart")
     assert "no item had the codes of another one" in said
+    assert "a dataset has one set of semantic IDs" in run_forked("tokenize", "--recipe", "own_data", "--dataset", "told_apart", status=2)
     assert "2 items have 2 different first codes; give a smaller --semantic-ids.codebook-width, such as 2," in said
     assert "dataset 'short' must have users with validation targets" in run_forked("train", *data, "--name", "short", status=2)
     assert not (workspace / "runs").exists()
@@ -104,7 +105,8 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     compared = run_forked("compare", "shop", "--history", "kept", "shop", "--output", str(tmp_path / "same"))
     assert "+0.0000 to" in compared
     assert json.loads((tmp_path / "same" / "comparison.json").read_text())[0]["metrics"]["Recall@10"]["difference"] == 0
-    assert "not both and not half of it" in run_forked("compare", "--a", "shop", status=2)
+    assert "both --a RUN [RUN ...] and --b RUN [RUN ...], got --a" in run_forked("compare", "--a", "shop", status=2)
+    assert "two or more RUN, or as both --a" in run_forked("compare", status=2)
     run_forked("report", "--runs", "shop", "--output", str(tmp_path / "page"))
     assert "<svg" not in (page := (tmp_path / "page" / "report.html").read_text()) and page.count("data:image/svg+xml") >= 5
     recommended = run_forked("recommend", "--user", "u3", "--count", "3")
@@ -183,7 +185,7 @@ def test_a_diverged_run_stops_before_it_saves(tiny_workspace: Path, run_forked: 
     stopped = run_forked("train", *TINY, "--name", "wild", "--optimizer.learning-rate", "1e30", "--training.log-every", "1000", status=2)
     assert "is not finite" in stopped and "nothing was saved since" in " ".join(stopped.split())
     assert not list(tiny_workspace.glob("runs/wild/*/checkpoints/step_*"))
-    assert "no run called 'wild' with a checkpoint" in run_forked("evaluate", "--recipe", "wild", status=2)
+    assert "no run called 'wild' has a checkpoint yet" in run_forked("evaluate", "--recipe", "wild", status=2)
 
 
 @pytest.mark.slow

@@ -221,6 +221,18 @@ def test_catalogue_items_get_an_index_and_absent_ones_a_warning(prepare_frame: P
     dataset.verify()
 
 
+def test_a_log_with_rows_twice_is_kept_with_a_warning(prepare_frame: PrepareFrame, caplog: pytest.LogCaptureFixture) -> None:
+    # alike in all but one column, or in all but the user at the border of two histories: no repeats
+    rows = [(1, 5, 1, "a"), (1, 5, 2, "a"), (1, 5, 2, "b"), (1, 6, 2, "b"), (2, 6, 2, "b")]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "action"], orient="row")
+    with caplog.at_level(logging.WARNING):
+        prepare_frame(log, context_columns=("action",))
+        prepare_frame(pl.DataFrame({"user_id": [1, 2], "items": [[5, 5, 5], [6]]}), sequence_column="items")
+        assert not caplog.text
+        twice = prepare_frame(pl.concat([log, log[:3]]), num_files=2, csv=True, context_columns=("action",))
+    assert twice.manifest.num_events == 8 and "3 of 8 events repeat another one of their user" in caplog.text
+
+
 def test_every_string_column_is_text_by_default(prepare_frame: PrepareFrame) -> None:
     log = pl.DataFrame({"user_id": [1], "item_id": ["x"], "timestamp": [1]})
     table = pl.DataFrame({"title": ["t"], "item_id": ["x"], "year": [1999], "genre": ["g"]})

@@ -111,7 +111,11 @@ def test_bad_sequences_are_refused(tmp_path: Path, frame: pl.DataFrame, words: l
             b'user_id,item_id,timestamp,note\n1,2,3,"a\nb"\n1,2,4,"c\nd',
             ["line 4 begins a quoted field that does not end; mend it; a file cut off"],
         ),
-        ("log.csv", b"user_id,item_id,timestamp\n1,\xff,3\n", ["UTF-8"]),
+        (
+            "log.csv",
+            b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 5000 + b"1,\xff,3\n",
+            ["line 5002 is not UTF-8 text", "save the file as UTF-8"],
+        ),
         ("log.csv", b"user_id;item_id;timestamp\n1;2;3\n", ["'user_id' is missing", "must be separated by commas"]),
         ("log.json", b"{}", [".parquet"]),
     ],

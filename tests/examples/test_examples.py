@@ -50,6 +50,6 @@ def test_torchrec_dropin_does_so_on_two_ranks(launch_ranks: Any) -> None:
     assert_loads_and_learns(output)
 
 
-def test_the_dropin_changes_six_lines() -> None:
+def test_the_dropin_changes_eight_lines() -> None:
     source = DROPIN.read_text()
     assert sum(line.endswith("# changed") for line in source.splitlines()) == 8

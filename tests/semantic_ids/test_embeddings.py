@@ -259,5 +259,5 @@ def test_a_missing_encoder_names_its_cure_and_unknown_weights_are_refused(
 
 
 def test_histories_without_two_different_items_are_refused(make_dataset: MakeDataset) -> None:
-    with pytest.raises(ValueError, match=r"two different items .*there are none; use embedding='text'"):
+    with pytest.raises(ValueError, match=r"two different items .*there are none; prepare longer .* use embedding='text'"):
         fit_embedder(make_dataset([1, 2], histories=[[0, 0], [1], []]), config(embedding="behaviour"))
