@@ -1,14 +1,17 @@
-"""Jagged batches for hypothesis, memory that shows what a kernel leaves unwritten, and a process that compiles kernels."""
+"""Jagged batches for hypothesis, memory that shows what a kernel leaves unwritten, and processes that compile or import no kernels."""
 
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from gbla_kernels.row_splits import SPLIT
 from gbla_kernels.testing.inputs import BLOCK, JaggedLengths
@@ -54,5 +57,62 @@ def run_without_interpreter() -> Callable[[str], str]:
         finished = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=150)
         assert finished.returncode == 0, finished.stderr[-4000:]
         return finished.stdout
+
+    return run
+
+
+LOAD_AND_RUN = """
+import sys
+import torch
+import torch._inductor
+
+package, batches, outputs, device = sys.argv[1:]
+# on the device first: the loader counts on a process that has begun to use CUDA
+batches = [[x.to(device) for x in batch] for batch in torch.load(batches)]
+model = torch._inductor.aoti_load_package(package)
+torch.save([model(*batch).cpu() for batch in batches], outputs)
+assert not [name for name in sys.modules if name.partition(".")[0] == "gbla_kernels"], "the package needs no kernels"
+"""
+
+
+class Double(nn.Module):
+    """No kernel of ours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+def packaged(program: ExportedProgram, path: Path) -> str:
+    # a header that is compiled ahead pays from many packages on
+    options = {"aot_inductor.precompile_headers": False}
+    return str(torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options))
+
+
+def in_fresh_process(package: str, batches: list[list[Tensor]], directory: Path) -> subprocess.CompletedProcess[str]:
+    device, on_cpu = batches[0][0].device.type, [[x.cpu() for x in batch] for batch in batches]
+    torch.save(on_cpu, directory / "batches.pt")
+    arguments = [package, *(str(directory / name) for name in ("batches.pt", "outputs.pt")), device]
+    return subprocess.run([sys.executable, "-c", LOAD_AND_RUN, *arguments], cwd=directory, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def has_loadable_packages(tmp_path_factory: pytest.TempPathFactory) -> bool:
+    """The control: whether a package without our kernels runs in a fresh process."""
+    directory, ones = tmp_path_factory.mktemp("control"), torch.ones(4, device="cuda" if torch.cuda.is_available() else "cpu")
+    package = packaged(torch.export.export(Double(), (ones,)), directory / "control.pt2")
+    return in_fresh_process(package, [[ones]], directory).returncode >= 0
+
+
+@pytest.fixture
+def run_packaged(has_loadable_packages: bool, tmp_path: Path) -> Callable[[ExportedProgram, list[list[Tensor]]], list[Tensor]]:
+    """Compiles a program with AOTInductor, runs it on batches in a process that imports no kernels, and returns its outputs on the CPU."""
+    if not has_loadable_packages:
+        # as where CXX is a g++ that links its own libstdc++ into the package
+        pytest.skip("here torch crashes on loading any AOTInductor package in a fresh process")
+
+    def run(program: ExportedProgram, batches: list[list[Tensor]]) -> list[Tensor]:
+        finished = in_fresh_process(packaged(program, tmp_path / "program.pt2"), batches, tmp_path)
+        assert finished.returncode == 0, finished.stderr[-4000:]
+        return list(torch.load(tmp_path / "outputs.pt"))
 
     return run

@@ -1,8 +1,6 @@
 """Under torch.compile, torch.export and AOTInductor the op gives what it gives in eager mode."""
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -121,55 +119,14 @@ def test_exported_program_equals_eager() -> None:
         assert torch.equal(program(*arguments, layout.offsets), module(*arguments, layout.offsets))
 
 
-LOAD_AND_RUN = """
-import sys
-import torch
-import torch._inductor
-
-package, batches, outputs = sys.argv[1:]
-# on the device first: the loader counts on a process that has begun to use CUDA
-batches = [[x.cuda() for x in batch] for batch in torch.load(batches)]
-model = torch._inductor.aoti_load_package(package)
-torch.save([model(*batch).cpu() for batch in batches], outputs)
-assert not [name for name in sys.modules if name.partition(".")[0]  == "gbla_kernels"], "the package needs no kernels"
-"""
-
-
-class Double(nn.Module):
-    """No kernel of ours."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2
-
-
-def in_fresh_process(package: str, batches: list[list[Tensor]], directory: Path) -> subprocess.CompletedProcess[str]:
-    torch.save(batches, directory / "batches.pt")
-    command = [sys.executable, "-c", LOAD_AND_RUN, package, str(directory / "batches.pt"), str(directory / "outputs.pt")]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True)
-
-
-def packaged(program: torch.export.ExportedProgram, path: Path) -> str:
-    # a header that is compiled ahead pays from many packages on
-    options = {"aot_inductor.precompile_headers": False}
-    return str(torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options))
-
-
 # g++ compiles each package for minutes on some machines
 @pytest.mark.timeout(480)
-def test_aot_inductor_package_runs_where_the_kernels_are_not_imported(tmp_path: Path) -> None:
-    package = packaged(torch.export.export(Double(), (torch.ones(4, device="cuda"),)), tmp_path / "control.pt2")
-    # so it does where CXX is a g++ that links its own libstdc++ into the package
-    if in_fresh_process(package, [[torch.ones(4)]], tmp_path).returncode < 0:
-        pytest.skip("here torch crashes on loading any AOTInductor package in a fresh process")
+def test_aot_inductor_package_runs_where_the_kernels_are_not_imported(run_packaged: Callable[..., list[Tensor]]) -> None:
     module = Attention().requires_grad_(False)
-    package = packaged(exported(module, LARGE_BATCHES[0]), tmp_path / "attention.pt2")
-    batches, expected = [], []
+    program = exported(module, LARGE_BATCHES[0])
+    batches = []
     for lengths in LARGE_BATCHES:
         inputs, layout = BF16.inputs(lengths, seed=1)
-        arguments = [*(inputs[name] for name in NAMES), layout.offsets]
-        batches.append([x.cpu() for x in arguments])
-        expected.append(module(*arguments).cpu())
-    finished = in_fresh_process(package, batches, tmp_path)
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    for output, value in zip(torch.load(tmp_path / "outputs.pt"), expected, strict=True):
-        assert torch.equal(output, value)
+        batches.append([*(inputs[name] for name in NAMES), layout.offsets])
+    for output, batch in zip(run_packaged(program, batches), batches, strict=True):
+        assert torch.equal(output, module(*batch).cpu())
