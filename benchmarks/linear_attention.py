@@ -199,10 +199,13 @@ def peer(make: Callable[[], Op], sets: list[InputSet]) -> tuple[Op, list[InputSe
         return "not installed" if isinstance(error, ImportError) else str(error).split(",")[0]
 
 
-def floor_bytes(num_tokens: int, head_dim: int, with_backward: bool) -> int:
+def floor_bytes(num_tokens: int, head_dim: int, with_backward: bool, *, has_key_gate: bool = True, has_output_gate: bool = True) -> int:
     """Bytes that the op must move: each tensor read or written once per pass that needs it."""
-    # forward: q, k, v, z and y, and the gate; backward: q, k, v, z, dy in, dq, dk, dv, dz out, the gate and its gradient
-    elements = 5 * head_dim + 1 + (9 * head_dim + 2 if with_backward else 0)
+    # q, k, v and z in, y out; backward: q, k, v, z and dy in, dq, dk, dv and dz out, the gate and its gradient
+    num_inputs = 3 + has_output_gate
+    elements = (num_inputs + 1) * head_dim + has_key_gate
+    if with_backward:
+        elements += (2 * num_inputs + 1) * head_dim + 2 * has_key_gate
     return num_tokens * NUM_HEADS * elements * BYTES_PER_ELEMENT
 
 

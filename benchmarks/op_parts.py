@@ -16,7 +16,18 @@ from typing import Any
 import flash_bla_peer
 import torch
 from gpu_timing import DEVICE, L2_MULTIPLE, REPLAY_SECONDS, Ceilings, Figure, arguments_or_exit, attempt, graph_ms, input_sets, ratio
-from linear_attention import BYTES_PER_ELEMENT, KEY_GATE, LONG, NORM_WEIGHT, NUM_HEADS, OUTPUT_GATE, PACKED, InputSet, peer
+from linear_attention import (
+    BYTES_PER_ELEMENT,
+    KEY_GATE,
+    LONG,
+    NORM_WEIGHT,
+    NUM_HEADS,
+    OUTPUT_GATE,
+    PACKED,
+    InputSet,
+    floor_bytes,
+    peer,
+)
 from op_calls import Op, calls
 from report import write_report
 from row_lengths import Case
@@ -46,14 +57,10 @@ class Variant:
         return run
 
     def floor_bytes(self, num_tokens: int, head_dim: int, with_backward: bool) -> int:
-        """Bytes that this variant must move; ``linear_attention.floor_bytes`` where nothing is left out."""
-        without = {*self.left_out, *(ARGUMENTS[3:] if self.is_bare else ())}
-        num_wide, has_gate = 4 + (OUTPUT_GATE not in without), KEY_GATE not in without
-        elements = num_wide * head_dim + has_gate
-        if with_backward:
-            # the inputs but y, and dy, in; a gradient of each input out
-            elements += (num_wide + num_wide - 1) * head_dim + 2 * has_gate
-        return num_tokens * NUM_HEADS * elements * BYTES_PER_ELEMENT
+        """Bytes that this variant must move."""
+        without = ARGUMENTS[3:] if self.is_bare else self.left_out
+        has = {"has_key_gate": KEY_GATE not in without, "has_output_gate": OUTPUT_GATE not in without}
+        return floor_bytes(num_tokens, head_dim, with_backward, **has)
 
 
 VARIANTS = {
@@ -104,15 +111,16 @@ def measure_case(case: Case, ceilings: Ceilings) -> Iterator[dict[str, Any]]:
             else:
                 milliseconds = attempt(graph_ms, calls(*work, with_backward, allow_unused=True))
             whole = milliseconds if whole is None else whole
-            floor = VARIANTS.get(name, VARIANTS["none of these"]).floor_bytes(case.num_tokens, HEAD_DIM, with_backward)
+            variant = VARIANTS.get(name, VARIANTS["none of these"])
+            floor = variant.floor_bytes(case.num_tokens, HEAD_DIM, with_backward) / ceilings.copy_bytes_per_ms
             yield {
                 "rows x tokens": case.name,
                 "pass": "forward+backward" if with_backward else "forward",
                 "variant": name,
                 "ms": milliseconds,
                 "of the op": ratio(milliseconds, whole),
-                "floor (ms)": floor / ceilings.copy_bytes_per_ms,
-                "of floor": ratio(floor / ceilings.copy_bytes_per_ms, milliseconds),
+                "floor (ms)": floor,
+                "of floor": ratio(floor, milliseconds),
             }
 
 

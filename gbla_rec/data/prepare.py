@@ -102,14 +102,12 @@ class _Totals:
     shards: list[ShardInfo] = dataclasses.field(default_factory=list)
     num_validation_users: int = 0
     num_test_users: int = 0
-    num_events: int = 0
     num_repeated: int = 0
 
     def add(self, shard: HistoryShard) -> None:
         self.train_counts += np.bincount(shard.items[shard.is_training()], minlength=len(self.train_counts))
         self.num_validation_users += int(np.sum((shard.validation_begin > 0) & (shard.test_begin > shard.validation_begin)))
         self.num_test_users += int(np.sum((shard.test_begin > 0) & (np.diff(shard.offsets) > shard.test_begin)))
-        self.num_events += len(shard.items)
         self.num_repeated += _count_repeated(shard)
         shard.add_to(self.content)
         self.shards.append(ShardInfo(shard_path(len(self.shards)), len(shard.user_ids), len(shard.items)))
@@ -160,12 +158,13 @@ def _count_repeated(shard: HistoryShard) -> int:
 
 
 def _warn_of_repeated_events(totals: _Totals) -> None:
-    if totals.num_repeated > MANY_REPEATED * totals.num_events:
+    num_events = sum(shard.num_events for shard in totals.shards)
+    if totals.num_repeated > MANY_REPEATED * num_events:
         logger.warning(
             "%d of %d events repeat another one of their user in item, time and context, and are kept; if the log has rows twice, remove "
             "them: prepare takes each for an event",
             totals.num_repeated,
-            totals.num_events,
+            num_events,
         )
 
 

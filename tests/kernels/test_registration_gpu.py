@@ -132,25 +132,17 @@ def test_compiled_equals_eager_and_compiles_nothing_for_later_batches(case: Case
 
 @pytest.mark.gpu
 @without_convs
-def test_cuda_graph_replays_forward_and_backward(case: Case) -> None:
+def test_cuda_graph_replays_forward_and_backward(case: Case, capture: Callable[..., Any]) -> None:
     first, rows = case.make(case.batches[0], 0)
     second, _ = case.make(case.batches[0], 1)
     op = partial(case, **rows)
     d_output = output_weights(op(**first)).to(DTYPE)
     static = {name: x.clone() for name, x in first.items()}
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        results(op, static, d_output)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = results(op, static, d_output)
+    captured, replay = capture(lambda: results(op, static, d_output))
     for tensors in (second, first):
         for name, x in tensors.items():
             static[name].copy_(x)
-        graph.replay()
-        torch.cuda.synchronize()
+        replay()
         assert_same_bits(captured, results(op, tensors, d_output))
 
 

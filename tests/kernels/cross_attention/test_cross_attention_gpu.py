@@ -1,9 +1,10 @@
 """Cross-attention on a GPU: exact, the same bits whoever shares the batch, no wait for the device, nothing compiled twice."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -128,23 +129,15 @@ def test_sixty_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPatc
         assert not compiled, f"batch {number} of rows {rows} compiled {compiled}"
 
 
-def test_cuda_graph_replays_forward_and_backward() -> None:
+def test_cuda_graph_replays_forward_and_backward(capture: Callable[..., Any]) -> None:
     first, second, op = BF16.inputs(MIXED), BF16.inputs(MIXED, seed=1), BF16.op(MIXED)
     weights = output_weights(torch.empty(sum(row[0] for row in MIXED), 2, 64)).to("cuda", torch.bfloat16)
     static = {name: x.clone() for name, x in first.items()}
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        results(op, static, weights)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = results(op, static, weights)
+    captured, replay = capture(lambda: results(op, static, weights))
     for inputs in (second, first):
         for name, x in inputs.items():
             static[name].copy_(x)
-        graph.replay()
-        torch.cuda.synchronize()
+        replay()
         assert_same_bits(captured, results(op, inputs, weights))
 
 

@@ -1,9 +1,10 @@
 """Calls never wait for the GPU, never compile again, and replay from a CUDA graph."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -75,29 +76,21 @@ def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPa
 
 
 @layout_or_offsets
-def test_cuda_graph_replays_forward_and_backward(has_layout: bool) -> None:
+def test_cuda_graph_replays_forward_and_backward(has_layout: bool, capture: Callable[..., Any]) -> None:
     lengths = [0, 3, 700, 64, 5000]
     first, layout = BF16.inputs(lengths, seed=0)
     second, _ = BF16.inputs(lengths, seed=1)
     d_output = output_weights(first["value"]).to(torch.bfloat16)
     static = {name: x.clone() for name, x in first.items()}
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        BF16.run(static, layout, d_output=d_output, has_layout=has_layout)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured: Results = BF16.run(static, layout, d_output=d_output, has_layout=has_layout)
+    captured, replay = capture(lambda: BF16.run(static, layout, d_output=d_output, has_layout=has_layout))
     for inputs in (second, first):
         for name, x in inputs.items():
             static[name].copy_(x)
-        graph.replay()
-        torch.cuda.synchronize()
+        replay()
         assert_same_bits(captured, BF16.run(inputs, layout, d_output=d_output, has_layout=has_layout))
 
 
-def test_a_graph_without_layout_serves_other_rows() -> None:
+def test_a_graph_without_layout_serves_other_rows(capture: Callable[..., Any]) -> None:
     """Tables are then made inside the graph: it replays for other rows of the same number and total."""
     lengths, others = [0, 3, 700, 64, 5000], [2000, 67, 0, 3699, 1]
     inputs, layout = BF16.inputs(lengths, seed=0)
@@ -108,15 +101,7 @@ def test_a_graph_without_layout_serves_other_rows() -> None:
     def run() -> Results:
         return results(partial(gated_linear_attention, offsets=offsets, backend=Backend.TRITON), inputs, d_output)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    captured, replay = capture(run)
     offsets.copy_(other_layout.offsets)
-    graph.replay()
-    torch.cuda.synchronize()
+    replay()
     assert_same_bits(captured, BF16.run(inputs, other_layout, d_output=d_output, has_layout=False))
