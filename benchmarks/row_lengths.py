@@ -32,6 +32,10 @@ class Case:
         """Whether there is one row."""
         return len(self.lengths) == 1
 
+    def without_rows_above(self, length: int) -> "Case":
+        """The other rows, under the same name."""
+        return Case(self.name, tuple(each for each in self.lengths if each <= length))
+
 
 def uniform(num_rows: int, length: int) -> Case:
     """``num_rows`` rows of ``length`` tokens."""

@@ -8,13 +8,14 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from dense_attention import KERNELS, dense_attention
+from exactness import MEANING, error_columns, first_rows, op_errors
 from gpu_timing import (
     DEVICE,
     L2_MULTIPLE,
@@ -34,7 +35,7 @@ from row_lengths import Case, ragged_twin, uniform, zipf
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention
 from gbla_rec.models.jagged_attention import jagged_attention
 
 NUM_HEADS = 8
@@ -44,12 +45,15 @@ SELF_CASES = (uniform(1, 32768), uniform(8, 8192), uniform(32, 2048), RAGGED_TWI
 CROSS_CASES = ((2, 131072, 128), (128, 2048, 128))
 """Rows, keys of a row, queries of a row."""
 BYTES_PER_ELEMENT = 2
+LEAVES = ("query", "key", "value")
+MAX_ERROR_LENGTH, MAX_ERROR_TOKENS = 2048, 16384
+"""Of the self-attention whose errors are taken: the scores of all rows are kept in fp64 for the backward."""
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """Query, key and value, leaves of ``(L, H, K)``, and the gradient of the output."""
+    """``LEAVES`` of ``(L, H, K)``, and the gradient of the output."""
 
     leaves: tuple[Tensor, Tensor, Tensor]
     d_output: Tensor
@@ -97,8 +101,10 @@ def notes(ceilings: Ceilings) -> str:
         f"Milliseconds per call: median of CUDA-graph replays ({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x "
         f"the L2 cache, all sides in this run. Ceilings of this run: {ceilings}. First call: seconds of the jagged call's first "
         "forward and backward at these sizes. Cross-attention: gbla_kernels.jagged_cross_attention; floor: queries, keys, values "
-        "in, output out (backward: these and the output's gradient in, three gradients out) at the copy bandwidth. Empty: not "
-        "measured."
+        "in, output out (backward: these and the output's gradient in, three gradients out) at the copy bandwidth. "
+        f"{MEANING}, the reference being jagged_cross_attention's; of self-attention on the first {MAX_ERROR_TOKENS} tokens in rows of at "
+        f"most {MAX_ERROR_LENGTH}. Fused kernels round the gradients of scores too: tests allow dquery and dkey of self-attention twice "
+        "this budget. Empty: not measured."
     )
 
 
@@ -119,6 +125,7 @@ def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
         dense_sets = [operands.dense(len(case.lengths)) for operands in sets]
         peers |= {f"dense {name} (ms)": (dense_attention(kernel), dense_sets) for name, kernel in KERNELS.items()}
     first = attempt(first_call_seconds, calls(ours, sets, True)[0])
+    errors = self_errors(case, head_dim)
     rows = []
     for with_backward in (False, True):
         figures: dict[str, Figure] = {column: attempt(graph_ms, calls(*peer, with_backward)) for column, peer in peers.items()}
@@ -126,6 +133,7 @@ def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
         row = {"rows x tokens": case.name, "K": head_dim, "pass": "forward+backward" if with_backward else "forward"}
         row |= {"jagged (ms)": milliseconds, **figures}
         row["jagged / dense cuDNN"] = ratio(milliseconds, figures.get("dense cuDNN (ms)"))
+        row |= error_columns(errors, with_backward=with_backward)
         row["first call (s)"] = first if with_backward else None
         rows.append(row)
     return rows
@@ -136,9 +144,11 @@ def measure_cross(num_rows: int, num_keys: int, num_queries: int, head_dim: int,
     key_layout = JaggedLayout.from_lengths([num_keys] * num_rows).to(DEVICE)
     query_bytes, key_bytes = (num_rows * length * NUM_HEADS * head_dim * BYTES_PER_ELEMENT for length in (num_queries, num_keys))
     sets = input_sets(partial(Operands.random, num_rows * num_queries, num_rows * num_keys, head_dim), query_bytes + 2 * key_bytes)
+    op = partial(jagged_cross_attention, query_layout=query_layout, key_layout=key_layout, backend=Backend.TRITON)
+    errors = attention_errors(op, query_layout, key_layout, head_dim)
     rows = []
     for with_backward in (False, True):
-        ours = attempt(cross_ms, query_layout, key_layout, sets, with_backward)
+        ours = attempt(graph_ms, calls(op, sets, with_backward))
         peer = attempt(graph_ms, calls(varlen(query_layout, key_layout), sets, with_backward))
         # forward: q, k, v in, output out; backward: q, k, v, output, its gradient in, three gradients out
         floor_bytes = 2 * query_bytes + 2 * key_bytes + ((4 * query_bytes + 4 * key_bytes) if with_backward else 0)
@@ -153,16 +163,29 @@ def measure_cross(num_rows: int, num_keys: int, num_queries: int, head_dim: int,
                 "faster": ratio(peer, ours),
                 "floor (ms)": floor,
                 "of floor": ratio(floor, ours),
+                **error_columns(errors, with_backward=with_backward),
             }
         )
     return rows
 
 
-def cross_ms(query_layout: JaggedLayout, key_layout: JaggedLayout, sets: Sequence[Operands], with_backward: bool) -> float:
-    from gbla_kernels import jagged_cross_attention
+def self_errors(case: Case, head_dim: int) -> dict[str, Figure]:
+    """Of ``jagged_attention``, on the first rows that are not too long; nothing if there are none."""
+    part = error_rows(case)
+    if part is None:
+        return {}
+    layout = JaggedLayout.from_lengths(part.lengths).to(DEVICE)
+    return attention_errors(partial(jagged_attention, query_layout=layout, key_layout=layout), layout, layout, head_dim)
 
-    op = partial(jagged_cross_attention, query_layout=query_layout, key_layout=key_layout, backend=Backend.TRITON)
-    return graph_ms(calls(op, sets, with_backward))
+
+def error_rows(case: Case) -> Case | None:
+    return first_rows(case.without_rows_above(MAX_ERROR_LENGTH), max_tokens=MAX_ERROR_TOKENS)
+
+
+def attention_errors(op: Attention, query_layout: JaggedLayout, key_layout: JaggedLayout, head_dim: int) -> dict[str, Figure]:
+    operands = Operands.random(query_layout.num_tokens, key_layout.num_tokens, head_dim, seed=-1)
+    reference = partial(jagged_cross_attention, query_layout=query_layout, key_layout=key_layout, backend=Backend.REFERENCE)
+    return op_errors(op, reference, operands, LEAVES)
 
 
 def varlen(query_layout: JaggedLayout, key_layout: JaggedLayout) -> Attention:
