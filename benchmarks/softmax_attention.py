@@ -8,7 +8,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,17 +31,22 @@ from gpu_timing import (
 )
 from op_calls import calls
 from report import write_report
-from row_lengths import Case, ragged_twin, uniform, zipf
+from row_lengths import Case, one_token_less, one_token_moved, uniform, zipf
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention
+from gbla_rec.models.cudnn_attention import has_cudnn_kernel
 from gbla_rec.models.jagged_attention import jagged_attention
 
 NUM_HEADS = 8
 HEAD_DIMS = (64, 128)
-RAGGED_TWIN = ragged_twin(32, 2048)
-SELF_CASES = (uniform(1, 32768), uniform(8, 8192), uniform(32, 2048), RAGGED_TWIN, zipf())
+EVEN = uniform(32, 2048)
+RAGGED_TWINS = (one_token_less(32, 2048), one_token_moved(32, 2048))
+"""As much work as ``EVEN``, but no kernel of dense rows runs them."""
+# the twins last: cuDNN on ragged rows takes plans of earlier batches, theirs in place of smaller ones
+SELF_CASES = (uniform(1, 32768), uniform(8, 8192), EVEN, zipf(), *RAGGED_TWINS)
+QUICK_CASES = (SELF_CASES[0], EVEN, RAGGED_TWINS[0])
 CROSS_CASES = ((2, 131072, 128), (128, 2048, 128))
 """Rows, keys of a row, queries of a row."""
 BYTES_PER_ELEMENT = 2
@@ -84,8 +89,7 @@ def main() -> None:
     print(ceilings, flush=True)
     rows, cross_rows = [], []
     for head_dim in HEAD_DIMS[:1] if quick else HEAD_DIMS:
-        for case in SELF_CASES[:1] + SELF_CASES[2:3] if quick else SELF_CASES:
-            rows += shown(measure_self(case, head_dim))
+        rows += measure_selves(QUICK_CASES if quick else SELF_CASES, head_dim)
         for rows_keys_queries in CROSS_CASES:
             cross_rows += shown(measure_cross(*rows_keys_queries, head_dim, ceilings))
     tables = {"Cross-attention": cross_rows}
@@ -97,7 +101,8 @@ def notes(ceilings: Ceilings) -> str:
     return (
         f"bf16, H = {NUM_HEADS}, bidirectional. jagged: gbla_rec.models.jagged_attention on packed rows; dense: torch's "
         "scaled_dot_product_attention on the same rows as a dense batch, cuDNN and flash forced; varlen: torch's varlen_attn. Rows of one "
-        "length are dense to jagged_attention too; where one token is moved they are ragged, and the dense peers run the even rows. "
+        "length are dense to jagged_attention too. Where one token is missing or moved they are ragged, and the dense peers run the even "
+        f"rows; ragged rows run {ragged_kernel()}. A row above a power of two, as where a token is moved, is a launch of its own. "
         f"Milliseconds per call: median of CUDA-graph replays ({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x "
         f"the L2 cache, all sides in this run. Ceilings of this run: {ceilings}. First call: seconds of the jagged call's first "
         "forward and backward at these sizes. Cross-attention: gbla_kernels.jagged_cross_attention; floor: queries, keys, values "
@@ -108,10 +113,28 @@ def notes(ceilings: Ceilings) -> str:
     )
 
 
+def ragged_kernel() -> str:
+    """Which kernel ``jagged_attention`` takes where rows are ragged: it hangs on an extra that may be missing."""
+    device = torch.device(DEVICE)
+    names = {True: "cuDNN's ragged kernel", False: "torch's varlen_attn, since the extra cudnn is missing or does not fit"}
+    return " and ".join(dict.fromkeys(names[has_cudnn_kernel(device, torch.bfloat16, head_dim)] for head_dim in HEAD_DIMS))
+
+
 def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         print({key: value for key, value in row.items() if value is not None}, flush=True)
     return rows
+
+
+def measure_selves(cases: Sequence[Case], head_dim: int) -> list[dict[str, Any]]:
+    measured = [shown(measure_self(case, head_dim)) for case in cases]
+    # after all times: they leave plans behind that a first call must not find
+    for case, rows in zip(cases, measured, strict=True):
+        errors = self_errors(case, head_dim)
+        for row in rows:
+            row |= error_columns(errors, with_backward=row["pass"] != "forward")
+        print({"rows x tokens": case.name, "K": head_dim, **errors}, flush=True)
+    return [row for rows in measured for row in rows]
 
 
 def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
@@ -120,12 +143,10 @@ def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
     sets = input_sets(partial(Operands.random, case.num_tokens, case.num_tokens, head_dim), set_bytes)
     ours = partial(jagged_attention, query_layout=layout, key_layout=layout)
     peers: dict[str, tuple[Attention, list[Operands]]] = {"varlen (ms)": (varlen(layout, layout), sets)}
-    # the tokens of the twin are those of rows of one length, and dense kernels take as long on them
-    if case.is_uniform or case == RAGGED_TWIN:
-        dense_sets = [operands.dense(len(case.lengths)) for operands in sets]
+    if (even := dense_peer(case)) is not None:
+        dense_sets = input_sets(partial(dense_operands, even, head_dim), set_bytes)
         peers |= {f"dense {name} (ms)": (dense_attention(kernel), dense_sets) for name, kernel in KERNELS.items()}
     first = attempt(first_call_seconds, calls(ours, sets, True)[0])
-    errors = self_errors(case, head_dim)
     rows = []
     for with_backward in (False, True):
         figures: dict[str, Figure] = {column: attempt(graph_ms, calls(*peer, with_backward)) for column, peer in peers.items()}
@@ -133,10 +154,18 @@ def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
         row = {"rows x tokens": case.name, "K": head_dim, "pass": "forward+backward" if with_backward else "forward"}
         row |= {"jagged (ms)": milliseconds, **figures}
         row["jagged / dense cuDNN"] = ratio(milliseconds, figures.get("dense cuDNN (ms)"))
-        row |= error_columns(errors, with_backward=with_backward)
         row["first call (s)"] = first if with_backward else None
         rows.append(row)
     return rows
+
+
+def dense_peer(case: Case) -> Case | None:
+    """The rows of one length that dense kernels run for ``case``: its own, or those of its twin."""
+    return EVEN if case in RAGGED_TWINS else case if case.is_uniform else None
+
+
+def dense_operands(case: Case, head_dim: int, seed: int) -> Operands:
+    return Operands.random(case.num_tokens, case.num_tokens, head_dim, seed).dense(len(case.lengths))
 
 
 def measure_cross(num_rows: int, num_keys: int, num_queries: int, head_dim: int, ceilings: Ceilings) -> list[dict[str, Any]]:

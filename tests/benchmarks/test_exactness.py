@@ -153,7 +153,7 @@ def test_every_row_shows_an_error_beside_its_speed(benchmarks_on_path, monkeypat
     tables = {
         "conv": causal_conv1d.measure(case, 16, ceilings),
         "layer": gbla_layer.measure_case(case, 64, ceilings),
-        "self": softmax_attention.measure_self(case, 16),
+        "self": softmax_attention.measure_selves([case], 16),
         "cross": softmax_attention.measure_cross(2, 9, 3, 16, ceilings),
     }
     for table, (forward, both) in tables.items():
