@@ -8,12 +8,14 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from exactness import MAX_ROWS, MEANING, error_columns, first_rows, op_errors
 from gpu_timing import DEVICE, L2_MULTIPLE, REPLAY_SECONDS, Ceilings, Figure, arguments_or_exit, attempt, graph_ms, input_sets, ratio
 from op_calls import Op, calls
 from report import write_report
@@ -29,11 +31,12 @@ CASES = (uniform(1, 2048), uniform(1, 32768), uniform(32, 2048), zipf(), short()
 BYTES_PER_ELEMENT = 2
 TENSORS_MOVED = {"forward": 2, "forward+backward": 5}
 """Tensors of (L, D) that must move: x in, y out; backward: x and dy in, dx out. Weights are small."""
+LEAVES = ("x", "norm_weight", "weight", "bias")
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """x, norm_weight, weight and bias, leaves, and the gradient of the output."""
+    """``LEAVES``, and the gradient of the output."""
 
     leaves: tuple[Tensor, Tensor, Tensor, Tensor]
     d_output: Tensor
@@ -69,7 +72,8 @@ def notes(ceilings: Ceilings) -> str:
         "torch's RMSNorm, then causal_conv1d; compiled: these two under torch.compile, where the norm becomes a kernel of Inductor. "
         f"Milliseconds per call: median of CUDA-graph replays ({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x the "
         f"L2 cache, all sides in this run. Ceilings of this run: {ceilings}. floor: x in and y out (backward: x and dy in, dx out) at the "
-        "copy bandwidth, for conv and fused alike. Gradients are those of x and all parameters."
+        "copy bandwidth, for conv and fused alike. Gradients are those of x and all parameters. "
+        f"{MEANING}, for conv and fused each; at most the first {MAX_ROWS} rows. Empty: not measured."
     )
 
 
@@ -78,6 +82,7 @@ def measure(case: Case, dim: int, ceilings: Ceilings) -> list[dict[str, Any]]:
     torch._dynamo.reset()
     layout = JaggedLayout.from_lengths(case.lengths).to(DEVICE)
     sets = input_sets(partial(Operands.random, case.num_tokens, dim), 2 * case.num_tokens * dim * BYTES_PER_ELEMENT)
+    errors = {name: case_errors(op, case, dim) for name, op in (("conv", conv), ("fused", fused))}
     apart = partial(norm_then_conv, layout)
     ops: dict[str, Op] = {
         "conv (ms)": partial(conv, layout),
@@ -94,16 +99,33 @@ def measure(case: Case, dim: int, ceilings: Ceilings) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"rows x tokens": case.name, "D": dim, "pass": name, **figures, "floor (ms)": floor}
         row["conv of floor"], row["fused of floor"] = (ratio(floor, figures[column]) for column in ("conv (ms)", "fused (ms)"))
         row["compiled / fused"] = ratio(figures["compiled (ms)"], figures["fused (ms)"])
+        for op, found in errors.items():
+            row |= {f"{op} {column}": figure for column, figure in error_columns(found, with_backward=name != "forward").items()}
         rows.append(row)
     return rows
 
 
-def conv(layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return causal_conv1d(x, weight, bias, layout.offsets, layout=layout, backend=Backend.TRITON)
+def case_errors(op: Callable[..., Tensor], case: Case, dim: int) -> dict[str, Figure]:
+    """Of output and gradients of ``conv`` or ``fused``, on the first rows; nothing where they are too many tokens."""
+    part = first_rows(case)
+    if part is None:
+        return {}
+    layout = JaggedLayout.from_lengths(part.lengths).to(DEVICE)
+    operands = Operands.random(part.num_tokens, dim, seed=-1)
+    reference = partial(op, layout, backend=Backend.REFERENCE)
+    return op_errors(partial(op, layout), reference, operands, LEAVES, allow_unused=True)
 
 
-def fused(layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return rms_norm_causal_conv1d(x, norm_weight, weight, bias, layout.offsets, eps=EPS, layout=layout, backend=Backend.TRITON)
+def conv(
+    layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = Backend.TRITON
+) -> Tensor:
+    return causal_conv1d(x, weight, bias, layout.offsets, layout=layout, backend=backend)
+
+
+def fused(
+    layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = Backend.TRITON
+) -> Tensor:
+    return rms_norm_causal_conv1d(x, norm_weight, weight, bias, layout.offsets, eps=EPS, layout=layout, backend=backend)
 
 
 def norm_then_conv(layout: JaggedLayout, x: Tensor, norm_weight: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

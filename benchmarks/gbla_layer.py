@@ -6,6 +6,7 @@
 # B rows, L tokens, T tokens of a row, D model width, H heads (docs/shapes.md)
 
 import argparse
+import copy
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from dense_attention import KERNELS, DenseSoftmaxLayer
+from exactness import MAX_ROWS, MEANING, error_columns, first_rows, tensor_errors
 from gpu_timing import (
     DEVICE,
     L2_MULTIPLE,
@@ -85,7 +87,8 @@ def notes(ceilings: Ceilings) -> str:
         f"({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x the L2 cache (the weights are not), all sides in this run. "
         f"Ceilings of this run: {ceilings}. floor: matrix products at the matmul rate plus the bytes of conv and op at the copy "
         "bandwidth. Launches: kernels and memory operations of one forward. Memory: the peak of one call beyond inputs and weights. "
-        "Faster: the fastest SA / GBLA. Empty: not measured."
+        f"Faster: the fastest SA / GBLA. {MEANING}; the reference is the layer with backend=REFERENCE, its weights and inputs, and what is "
+        f"between its parts, in bf16 too; at most the first {MAX_ROWS} rows. Empty: not measured."
     )
 
 
@@ -94,6 +97,7 @@ def measure_case(case: Case, model_dim: int, ceilings: Ceilings) -> list[dict[st
     layout = JaggedLayout.from_lengths(case.lengths).to(DEVICE)
     sets = input_sets(partial(random_input, case.num_tokens, model_dim), case.num_tokens * model_dim * BYTES_PER_ELEMENT)
     gbla = gbla_layer(model_dim)
+    errors = layer_errors(gbla, case)
     layers: dict[str, tuple[nn.Module, Any]] = {"GBLA (ms)": (gbla, layout)}
     if case.is_uniform:
         for name, kernel in KERNELS.items():
@@ -117,6 +121,7 @@ def measure_case(case: Case, model_dim: int, ceilings: Ceilings) -> list[dict[st
             "floor (ms)": floor,
             "of floor": ratio(floor, milliseconds),
             "peak memory (MB)": attempt(peak_megabytes, calls(gbla, layout, sets, with_backward)[0]),
+            **error_columns(errors, with_backward=with_backward),
         }
         if not with_backward:
             names = attempt(kernel_names, calls(gbla, layout, sets, with_backward=False)[0])
@@ -125,6 +130,25 @@ def measure_case(case: Case, model_dim: int, ceilings: Ceilings) -> list[dict[st
                 print(f"  launched: {'; '.join(name[:60] for name in names)}", flush=True)
         rows.append(row)
     return rows
+
+
+def layer_errors(layer: GatedBidirectionalLinearAttention, case: Case) -> dict[str, Figure]:
+    """Of output, ``dx`` and the gradients of all weights, on the first rows; nothing where they are too many tokens."""
+    part = first_rows(case)
+    if part is None:
+        return {}
+    layout = JaggedLayout.from_lengths(part.lengths).to(DEVICE)
+    x, d_output = (random_input(part.num_tokens, layer.config.model_dim, seed).detach() for seed in (-1, -2))
+    reference = copy.deepcopy(layer)
+    reference.backend = Backend.REFERENCE
+
+    def run(which: GatedBidirectionalLinearAttention, dtype: torch.dtype) -> list[Tensor]:
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        return forward_backward(lambda tokens: which(tokens, layout), list(which.parameters()), leaf, d_output.to(dtype))
+
+    names = ("y", "dx", *(f"d{name}" for name, _ in layer.named_parameters()))
+    actual, rounded = (partial(run, which, x.dtype) for which in (layer, reference))
+    return tensor_errors(names, actual, rounded, lambda: run(copy.deepcopy(reference).double(), torch.float64))
 
 
 def measure_parts(case: Case, model_dim: int) -> dict[str, Any]:

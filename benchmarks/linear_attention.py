@@ -15,6 +15,7 @@ from typing import Any
 
 import flash_bla_peer
 import torch
+from exactness import MAX_ROWS, MEANING, error_columns, first_rows, op_errors
 from gpu_timing import (
     DEVICE,
     L2_MULTIPLE,
@@ -29,7 +30,7 @@ from gpu_timing import (
     peak_megabytes,
     ratio,
 )
-from op_calls import Op, calls, forward_backward
+from op_calls import Op, calls
 from plain_attention import plain_attention
 from report import write_report
 from row_lengths import SINGLE_ROW_LENGTHS, Case, short, uniform, zipf
@@ -37,7 +38,6 @@ from time_plot import Points, plot_times
 from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
-from gbla_kernels.testing.error_budget import relative_error
 
 NUM_HEADS = 8
 HEAD_DIMS = (64, 128)
@@ -49,8 +49,6 @@ PLAIN_CASES = {uniform(1, length).name for length in (2048, 32768, 131072)}
 """Compiled per length, which takes seconds each."""
 FLASH_BLA_CASES = {LONG.name, PACKED.name}
 """Tuned and compiled per power of two of the longest row and per width, which takes longer still."""
-MAX_ERROR_ROWS, MAX_ERROR_TOKENS = 64, 65536
-"""Errors are taken on the first rows: the reference runs row by row, and fp64 takes memory."""
 BYTES_PER_ELEMENT = 2
 QUERY, KEY, VALUE, KEY_GATE, OUTPUT_GATE, NORM_WEIGHT = "query", "key", "value", "key_gate", "output_gate", "norm_weight"
 
@@ -126,9 +124,8 @@ def notes(ceilings: Ceilings) -> str:
         f"projection. Milliseconds per call: median of CUDA-graph replays ({REPLAY_SECONDS} s of them), inputs rotated through "
         f"{L2_MULTIPLE} x the L2 cache, both sides in this run. Ceilings of this run: {ceilings}. floor: the bytes that must move "
         "(forward: q, k, v and gates in, y out; backward: these and dy in, all gradients out) at the copy bandwidth; "
-        "`of floor` is floor / ms. Memory: the peak of one call beyond its inputs. Errors: |x - exact| / |exact| against the "
-        "reference in fp64; the budget is twice the error of the reference on the same bf16 inputs (fp32 inside, one rounding); at "
-        f"most the first {MAX_ERROR_ROWS} rows; of the gradients the first table shows the one that uses most of its budget. plain: "
+        f"`of floor` is floor / ms. Memory: the peak of one call beyond its inputs. {MEANING} in the first table; at most the first "
+        f"{MAX_ROWS} rows. plain: "
         "the op as two matrix products under torch.compile, compiled for the length. flash_bla: varlen_linear_attention of "
         "fla-org/flash-bidirectional-linear-attention; bare: on mapped, contiguous inputs, without gates and norm; equal: with "
         "feature map, gate softmax, norm and gate compiled around it; first call: seconds of its forward and backward, tuning "
@@ -143,7 +140,7 @@ def measure_case(case: Case, head_dim: int, ceilings: Ceilings, peers: str) -> t
     layout = JaggedLayout.from_lengths(case.lengths).to(DEVICE)
     sets = input_sets(partial(InputSet.random, case, head_dim), case.num_tokens * NUM_HEADS * head_dim * 4 * BYTES_PER_ELEMENT)
     ours = triton_op(layout)
-    errors = tensor_errors(case, head_dim)
+    errors = case_errors(case, head_dim)
     columns: dict[str, tuple[Op, list[InputSet]] | str] = {"ms": (ours, sets)}
     if case == SHORT:
         columns["state path (ms)"] = peer(lambda: state_path(layout), sets)
@@ -170,7 +167,7 @@ def measure_case(case: Case, head_dim: int, ceilings: Ceilings, peers: str) -> t
             "floor (ms)": floor,
             "of floor": ratio(floor, milliseconds),
             "peak memory (MB)": attempt(peak_megabytes, calls(ours, sets, with_backward)[0]),
-            **(worst_gradient(errors) if with_backward else output_error(errors)),
+            **error_columns(errors, with_backward=with_backward),
         }
         for column, figure in figures.items():
             row[column] = figure
@@ -209,39 +206,15 @@ def floor_bytes(num_tokens: int, head_dim: int, with_backward: bool, *, has_key_
     return num_tokens * NUM_HEADS * elements * BYTES_PER_ELEMENT
 
 
-def tensor_errors(case: Case, head_dim: int) -> dict[str, Figure]:
-    """``y``, ``dquery``, ... and ``y budget``, ...: relative errors against fp64, and twice that of the reference in bf16."""
-    part = Case(case.name, case.lengths[:MAX_ERROR_ROWS])
-    if part.num_tokens > MAX_ERROR_TOKENS:
+def case_errors(case: Case, head_dim: int) -> dict[str, Figure]:
+    """On the first rows: ``y``, ``dquery``, ... and ``y budget``, ...; nothing where they are too many tokens."""
+    part = first_rows(case)
+    if part is None:
         return {}
     layout = JaggedLayout.from_lengths(part.lengths).to(DEVICE)
     inputs = InputSet.random(part, head_dim, seed=-1)
     reference = partial(gated_linear_attention, offsets=layout.offsets, layout=layout, backend=Backend.REFERENCE)
-    doubled = InputSet({name: x.detach().double().requires_grad_() for name, x in inputs.tensors.items()}, inputs.d_output.double())
-    names = ("y", *(f"d{name}" for name in inputs.tensors))
-    found: dict[str, Figure] = {}
-    exact = forward_backward(reference, doubled)
-    rounded = forward_backward(reference, inputs)
-    actual = attempt(forward_backward, triton_op(layout), inputs)
-    if isinstance(actual, str):
-        return {"y": actual}
-    for name, truth, budget, value in zip(names, exact, rounded, actual, strict=True):
-        found[name] = relative_error(value, truth)
-        found[f"{name} budget"] = 2 * relative_error(budget, truth)
-    return found
-
-
-def output_error(errors: Mapping[str, Figure]) -> dict[str, Any]:
-    return {"error": errors.get("y"), "budget": errors.get("y budget"), "of tensor": "y" if "y" in errors else None}
-
-
-def worst_gradient(errors: Mapping[str, Figure]) -> dict[str, Any]:
-    """The gradient that uses the largest share of its budget."""
-    names = [name.removesuffix(" budget") for name in errors if name.endswith(" budget") and not name.startswith("y")]
-    if not names:
-        return {"error": None, "budget": None, "of tensor": None}
-    worst = max(names, key=lambda name: ratio(errors[name], errors[f"{name} budget"]) or 0.0)
-    return {"error": errors[worst], "budget": errors[f"{worst} budget"], "of tensor": worst}
+    return op_errors(triton_op(layout), reference, inputs, list(inputs.tensors))
 
 
 LINES = {"ms": "Triton", "floor (ms)": "floor (bytes)", "plain (ms)": "plain, compiled", "flash_bla equal (ms)": "flash_bla, equal work"}

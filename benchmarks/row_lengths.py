@@ -32,14 +32,23 @@ class Case:
         """Whether there is one row."""
         return len(self.lengths) == 1
 
+    def without_rows_above(self, length: int) -> "Case":
+        """The other rows, under the same name."""
+        return Case(self.name, tuple(each for each in self.lengths if each <= length))
+
 
 def uniform(num_rows: int, length: int) -> Case:
     """``num_rows`` rows of ``length`` tokens."""
     return Case(f"{num_rows} x {length}", (length,) * num_rows)
 
 
-def ragged_twin(num_rows: int, length: int) -> Case:
-    """The work of ``uniform``, but for one token that has moved from the first row to the last: no kernel of dense rows runs it."""
+def one_token_less(num_rows: int, length: int) -> Case:
+    """``uniform`` without one token of the first row: ragged as histories are that were cut at a maximum, none being longer."""
+    return Case(f"{num_rows} x {length}, one token less", (length - 1, *[length] * (num_rows - 1)))
+
+
+def one_token_moved(num_rows: int, length: int) -> Case:
+    """``uniform`` but for one token that has moved from the first row to the last, which is then the only one above ``length``."""
     return Case(f"{num_rows} x {length}, one token moved", (length - 1, *[length] * (num_rows - 2), length + 1))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from dense_attention import KERNELS, dense_attention
+from exactness import MEANING, error_columns, first_rows, op_errors
 from gpu_timing import (
     DEVICE,
     L2_MULTIPLE,
@@ -30,26 +31,34 @@ from gpu_timing import (
 )
 from op_calls import calls
 from report import write_report
-from row_lengths import Case, ragged_twin, uniform, zipf
+from row_lengths import Case, one_token_less, one_token_moved, uniform, zipf
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from gbla_kernels import Backend, JaggedLayout
+from gbla_kernels import Backend, JaggedLayout, jagged_cross_attention
+from gbla_rec.models.cudnn_attention import has_cudnn_kernel
 from gbla_rec.models.jagged_attention import jagged_attention
 
 NUM_HEADS = 8
 HEAD_DIMS = (64, 128)
-RAGGED_TWIN = ragged_twin(32, 2048)
-SELF_CASES = (uniform(1, 32768), uniform(8, 8192), uniform(32, 2048), RAGGED_TWIN, zipf())
+EVEN = uniform(32, 2048)
+RAGGED_TWINS = (one_token_less(32, 2048), one_token_moved(32, 2048))
+"""As much work as ``EVEN``, but no kernel of dense rows runs them."""
+# the twins last: cuDNN on ragged rows takes plans of earlier batches, theirs in place of smaller ones
+SELF_CASES = (uniform(1, 32768), uniform(8, 8192), EVEN, zipf(), *RAGGED_TWINS)
+QUICK_CASES = (SELF_CASES[0], EVEN, RAGGED_TWINS[0])
 CROSS_CASES = ((2, 131072, 128), (128, 2048, 128))
 """Rows, keys of a row, queries of a row."""
 BYTES_PER_ELEMENT = 2
+LEAVES = ("query", "key", "value")
+MAX_ERROR_LENGTH, MAX_ERROR_TOKENS = 2048, 16384
+"""Of the self-attention whose errors are taken: the scores of all rows are kept in fp64 for the backward."""
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Operands:
-    """Query, key and value, leaves of ``(L, H, K)``, and the gradient of the output."""
+    """``LEAVES`` of ``(L, H, K)``, and the gradient of the output."""
 
     leaves: tuple[Tensor, Tensor, Tensor]
     d_output: Tensor
@@ -80,8 +89,7 @@ def main() -> None:
     print(ceilings, flush=True)
     rows, cross_rows = [], []
     for head_dim in HEAD_DIMS[:1] if quick else HEAD_DIMS:
-        for case in SELF_CASES[:1] + SELF_CASES[2:3] if quick else SELF_CASES:
-            rows += shown(measure_self(case, head_dim))
+        rows += measure_selves(QUICK_CASES if quick else SELF_CASES, head_dim)
         for rows_keys_queries in CROSS_CASES:
             cross_rows += shown(measure_cross(*rows_keys_queries, head_dim, ceilings))
     tables = {"Cross-attention": cross_rows}
@@ -93,13 +101,23 @@ def notes(ceilings: Ceilings) -> str:
     return (
         f"bf16, H = {NUM_HEADS}, bidirectional. jagged: gbla_rec.models.jagged_attention on packed rows; dense: torch's "
         "scaled_dot_product_attention on the same rows as a dense batch, cuDNN and flash forced; varlen: torch's varlen_attn. Rows of one "
-        "length are dense to jagged_attention too; where one token is moved they are ragged, and the dense peers run the even rows. "
+        "length are dense to jagged_attention too. Where one token is missing or moved they are ragged, and the dense peers run the even "
+        f"rows; ragged rows run {ragged_kernel()}. A row above a power of two, as where a token is moved, is a launch of its own. "
         f"Milliseconds per call: median of CUDA-graph replays ({REPLAY_SECONDS} s of them), inputs rotated through {L2_MULTIPLE} x "
         f"the L2 cache, all sides in this run. Ceilings of this run: {ceilings}. First call: seconds of the jagged call's first "
         "forward and backward at these sizes. Cross-attention: gbla_kernels.jagged_cross_attention; floor: queries, keys, values "
-        "in, output out (backward: these and the output's gradient in, three gradients out) at the copy bandwidth. Empty: not "
-        "measured."
+        "in, output out (backward: these and the output's gradient in, three gradients out) at the copy bandwidth. "
+        f"{MEANING}, the reference being jagged_cross_attention's; of self-attention on the first {MAX_ERROR_TOKENS} tokens in rows of at "
+        f"most {MAX_ERROR_LENGTH}. Fused kernels round the gradients of scores too: tests allow dquery and dkey of self-attention twice "
+        "this budget. Empty: not measured."
     )
+
+
+def ragged_kernel() -> str:
+    """Which kernel ``jagged_attention`` takes where rows are ragged: it hangs on an extra that may be missing."""
+    device = torch.device(DEVICE)
+    names = {True: "cuDNN's ragged kernel", False: "torch's varlen_attn, since the extra cudnn is missing or does not fit"}
+    return " and ".join(dict.fromkeys(names[has_cudnn_kernel(device, torch.bfloat16, head_dim)] for head_dim in HEAD_DIMS))
 
 
 def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,15 +126,25 @@ def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_selves(cases: Sequence[Case], head_dim: int) -> list[dict[str, Any]]:
+    measured = [shown(measure_self(case, head_dim)) for case in cases]
+    # after all times: they leave plans behind that a first call must not find
+    for case, rows in zip(cases, measured, strict=True):
+        errors = self_errors(case, head_dim)
+        for row in rows:
+            row |= error_columns(errors, with_backward=row["pass"] != "forward")
+        print({"rows x tokens": case.name, "K": head_dim, **errors}, flush=True)
+    return [row for rows in measured for row in rows]
+
+
 def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
     layout = JaggedLayout.from_lengths(case.lengths).to(DEVICE)
     set_bytes = 3 * case.num_tokens * NUM_HEADS * head_dim * BYTES_PER_ELEMENT
     sets = input_sets(partial(Operands.random, case.num_tokens, case.num_tokens, head_dim), set_bytes)
     ours = partial(jagged_attention, query_layout=layout, key_layout=layout)
     peers: dict[str, tuple[Attention, list[Operands]]] = {"varlen (ms)": (varlen(layout, layout), sets)}
-    # the tokens of the twin are those of rows of one length, and dense kernels take as long on them
-    if case.is_uniform or case == RAGGED_TWIN:
-        dense_sets = [operands.dense(len(case.lengths)) for operands in sets]
+    if (even := dense_peer(case)) is not None:
+        dense_sets = input_sets(partial(dense_operands, even, head_dim), set_bytes)
         peers |= {f"dense {name} (ms)": (dense_attention(kernel), dense_sets) for name, kernel in KERNELS.items()}
     first = attempt(first_call_seconds, calls(ours, sets, True)[0])
     rows = []
@@ -131,14 +159,25 @@ def measure_self(case: Case, head_dim: int) -> list[dict[str, Any]]:
     return rows
 
 
+def dense_peer(case: Case) -> Case | None:
+    """The rows of one length that dense kernels run for ``case``: its own, or those of its twin."""
+    return EVEN if case in RAGGED_TWINS else case if case.is_uniform else None
+
+
+def dense_operands(case: Case, head_dim: int, seed: int) -> Operands:
+    return Operands.random(case.num_tokens, case.num_tokens, head_dim, seed).dense(len(case.lengths))
+
+
 def measure_cross(num_rows: int, num_keys: int, num_queries: int, head_dim: int, ceilings: Ceilings) -> list[dict[str, Any]]:
     query_layout = JaggedLayout.from_lengths([num_queries] * num_rows).to(DEVICE)
     key_layout = JaggedLayout.from_lengths([num_keys] * num_rows).to(DEVICE)
     query_bytes, key_bytes = (num_rows * length * NUM_HEADS * head_dim * BYTES_PER_ELEMENT for length in (num_queries, num_keys))
     sets = input_sets(partial(Operands.random, num_rows * num_queries, num_rows * num_keys, head_dim), query_bytes + 2 * key_bytes)
+    op = partial(jagged_cross_attention, query_layout=query_layout, key_layout=key_layout, backend=Backend.TRITON)
+    errors = attention_errors(op, query_layout, key_layout, head_dim)
     rows = []
     for with_backward in (False, True):
-        ours = attempt(cross_ms, query_layout, key_layout, sets, with_backward)
+        ours = attempt(graph_ms, calls(op, sets, with_backward))
         peer = attempt(graph_ms, calls(varlen(query_layout, key_layout), sets, with_backward))
         # forward: q, k, v in, output out; backward: q, k, v, output, its gradient in, three gradients out
         floor_bytes = 2 * query_bytes + 2 * key_bytes + ((4 * query_bytes + 4 * key_bytes) if with_backward else 0)
@@ -153,16 +192,29 @@ def measure_cross(num_rows: int, num_keys: int, num_queries: int, head_dim: int,
                 "faster": ratio(peer, ours),
                 "floor (ms)": floor,
                 "of floor": ratio(floor, ours),
+                **error_columns(errors, with_backward=with_backward),
             }
         )
     return rows
 
 
-def cross_ms(query_layout: JaggedLayout, key_layout: JaggedLayout, sets: Sequence[Operands], with_backward: bool) -> float:
-    from gbla_kernels import jagged_cross_attention
+def self_errors(case: Case, head_dim: int) -> dict[str, Figure]:
+    """Of ``jagged_attention``, on the first rows that are not too long; nothing if there are none."""
+    part = error_rows(case)
+    if part is None:
+        return {}
+    layout = JaggedLayout.from_lengths(part.lengths).to(DEVICE)
+    return attention_errors(partial(jagged_attention, query_layout=layout, key_layout=layout), layout, layout, head_dim)
 
-    op = partial(jagged_cross_attention, query_layout=query_layout, key_layout=key_layout, backend=Backend.TRITON)
-    return graph_ms(calls(op, sets, with_backward))
+
+def error_rows(case: Case) -> Case | None:
+    return first_rows(case.without_rows_above(MAX_ERROR_LENGTH), max_tokens=MAX_ERROR_TOKENS)
+
+
+def attention_errors(op: Attention, query_layout: JaggedLayout, key_layout: JaggedLayout, head_dim: int) -> dict[str, Figure]:
+    operands = Operands.random(query_layout.num_tokens, key_layout.num_tokens, head_dim, seed=-1)
+    reference = partial(jagged_cross_attention, query_layout=query_layout, key_layout=key_layout, backend=Backend.REFERENCE)
+    return op_errors(op, reference, operands, LEAVES)
 
 
 def varlen(query_layout: JaggedLayout, key_layout: JaggedLayout) -> Attention:

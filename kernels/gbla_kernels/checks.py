@@ -70,7 +70,8 @@ def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: in
 def eps_or_default(eps: float | None) -> float:
     """``eps``, or 1e-6 for None.
 
-    Not a default argument: ``torch.compile(dynamic=True)`` takes that for an input, and analyses the call a second time without it.
+    Not a default argument, nor a global: ``torch.compile(dynamic=True)`` takes those for inputs, and analyses the call a second time
+    without them.
     """
     return 1e-6 if eps is None else eps
 

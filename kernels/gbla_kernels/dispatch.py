@@ -17,28 +17,42 @@ Launcher = Callable[[Any, tuple[Any, ...]], Callable[..., Any]]
 
 def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., Any]:
     """Launch directly: the least overhead; not visible to the compiler."""
-    return on_device_of_first(kernel[grid])
+    return on_device_of_first(kernel, kernel[grid])
 
 
 def traced_launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., Any]:
     """Launch inside a registered op, so that torch.compile, torch.export and AOTInductor see the kernel."""
-    return on_device_of_first(kernel[grid] if INTERPRETED else wrap_triton(kernel)[grid])
+    return on_device_of_first(kernel, kernel[grid] if INTERPRETED else wrap_triton(kernel)[grid])
 
 
-def on_device_of_first(run: Callable[..., Any]) -> Callable[..., Any]:
+def on_device_of_first(kernel: Any, run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, with the device of its first argument, a tensor, as the current one: Triton launches on the current device and stream.
 
-    A compiler, whose tensors are none, sees to the device itself.
+    A compiler, whose tensors are none, sees to the device itself. Where the GPU is too small for ``kernel``, which ``run`` launches, the
+    call raises NotImplementedError.
     """
 
     def run_there(first: Tensor, *arguments: Any, **keywords: Any) -> None:
-        if INTERPRETED or not _is_plain(first) or first.get_device() == torch.cuda.current_device():
-            run(first, *arguments, **keywords)
-        else:
-            with torch.cuda.device(first.get_device()):
+        try:
+            if INTERPRETED or not _is_plain(first) or first.get_device() == torch.cuda.current_device():
                 run(first, *arguments, **keywords)
+            else:
+                with torch.cuda.device(first.get_device()):
+                    run(first, *arguments, **keywords)
+        except triton.OutOfResources as error:
+            raise NotImplementedError(_too_small(kernel, error)) from error
 
     return run_there
+
+
+def _too_small(kernel: Any, error: Any) -> str:
+    """What a kernel asks of a GPU that has less of it; an op's kernels are in a folder of its name."""
+    op = kernel.fn.__module__.split(".")[-2]
+    unit = "bytes of " if error.name == "shared memory" else ""
+    return (
+        f"{op}: {kernel.fn.__name__} needs {error.required:,} {unit}{error.name}, and this GPU allows a program {error.limit:,}; "
+        "pass backend=Backend.REFERENCE, or use narrower heads (K, V <= 64)"
+    )
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:

@@ -90,39 +90,71 @@ def test_an_op_that_leaves_an_operand_out_is_refused_unless_allowed(benchmarks_o
 
 
 def test_cases_have_the_tokens_that_they_name(benchmarks_on_path):
-    from row_lengths import SHORT_ROWS, ZIPF_ROWS, ZIPF_TOKENS, ragged_twin, short, uniform, zipf
+    from row_lengths import SHORT_ROWS, ZIPF_ROWS, ZIPF_TOKENS, one_token_less, one_token_moved, short, uniform, zipf
 
-    assert uniform(32, 2048).num_tokens == 65536 and uniform(32, 2048).is_uniform and not uniform(32, 2048).is_single
-    twin = ragged_twin(32, 2048)
-    assert twin.num_tokens == uniform(32, 2048).num_tokens and len(twin.lengths) == 32 and not twin.is_uniform
-    assert JaggedLayout.from_lengths(twin.lengths).uniform_length == 0 and max(twin.lengths) - min(twin.lengths) == 2
+    even = uniform(32, 2048)
+    assert even.num_tokens == 65536 and even.is_uniform and not even.is_single
+    less, moved = one_token_less(32, 2048), one_token_moved(32, 2048)
+    assert less.num_tokens == even.num_tokens - 1 and max(less.lengths) == 2048 and moved.num_tokens == even.num_tokens
+    for twin in (less, moved):
+        assert len(twin.lengths) == 32 and JaggedLayout.from_lengths(twin.lengths).uniform_length == 0
+        assert sum(length != 2048 for length in twin.lengths) <= 2 and abs(sum(x**2 for x in twin.lengths) / (32 * 2048**2) - 1) < 1e-4
     assert zipf().num_tokens == ZIPF_TOKENS and len(zipf().lengths) == ZIPF_ROWS
     assert len(short().lengths) == SHORT_ROWS and 8 < short().num_tokens / SHORT_ROWS < 10
     assert JaggedLayout.from_lengths(zipf().lengths).max_length > 10_000
 
 
-def test_softmax_attention_gives_ragged_rows_a_dense_peer_of_the_same_tokens(benchmarks_on_path, monkeypatch):
+@pytest.mark.parametrize("make", ["one_token_less", "one_token_moved"])
+def test_softmax_attention_gives_ragged_rows_a_dense_peer_of_as_many(make, benchmarks_on_path, monkeypatch):
+    import row_lengths
     import softmax_attention as script
 
     monkeypatch.setattr(script, "DEVICE", "cpu")
     monkeypatch.setattr(script, "NUM_HEADS", 1)
     # any two numbers of rows and tokens
-    twin = script.ragged_twin(4, 8)
-    monkeypatch.setattr(script, "RAGGED_TWIN", twin)
+    twin = getattr(row_lengths, make)(4, 8)
+    monkeypatch.setattr(script, "EVEN", row_lengths.uniform(4, 8))
+    monkeypatch.setattr(script, "RAGGED_TWINS", (twin,))
     monkeypatch.setattr(script, "input_sets", lambda make, size: [make(0), make(1)])
     monkeypatch.setattr(script, "first_call_seconds", lambda call: 0.5)
     monkeypatch.setattr(script, "dense_attention", lambda kernel: torch.nn.functional.scaled_dot_product_attention)
+    shapes = []
 
-    def dimensions(calls):
+    def elements(calls):
         found = calls[0]()
-        return float((found if isinstance(found, torch.Tensor) else found[0]).dim())
+        shapes.append(tuple((found if isinstance(found, torch.Tensor) else found[0]).shape))
+        return float(len(shapes[-1]))
 
-    monkeypatch.setattr(script, "graph_ms", dimensions)
+    monkeypatch.setattr(script, "graph_ms", elements)
     monkeypatch.setattr(script, "varlen", lambda queries, keys: lambda query, key, value: query + key + value)
     rows = script.measure_self(twin, 16)
     assert [row["jagged / dense cuDNN"] for row in rows] == [3 / 4, 3 / 4], "dense tensors have a dimension more"
     assert all(row["dense flash (ms)"] == 4 and row["varlen (ms)"] == 3 for row in rows)
+    assert set(shapes) == {(twin.num_tokens, 1, 16), (4, 1, 8, 16)}
     assert "dense cuDNN (ms)" not in script.measure_self(script.Case("other", (5, 3)), 16)[0]
+
+
+def test_softmax_attention_measures_ragged_rows_in_launches_of_their_own_size(benchmarks_on_path, monkeypatch):
+    import softmax_attention as script
+
+    from gbla_rec.models import length_classes
+
+    monkeypatch.setattr(length_classes, "_KNOWN_SHAPES", length_classes.KnownShapes())
+    launches = {}
+    for case in script.SELF_CASES:
+        layout = JaggedLayout.from_lengths(case.lengths)
+        if not case.is_uniform:
+            launches[case.name] = [
+                (rows.num_rows, rows.max_length) for rows in length_classes.class_rows(layout.offsets, layout.offsets_cpu)
+            ]
+            with monkeypatch.context() as alone:
+                alone.setattr(length_classes, "_KNOWN_SHAPES", length_classes.KnownShapes())
+                again = JaggedLayout.from_lengths(case.lengths)
+                own = [(rows.num_rows, rows.max_length) for rows in length_classes.class_rows(again.offsets, again.offsets_cpu)]
+            assert launches[case.name] == own, "not in a larger plan that a case before it left"
+    less, moved = (launches[case.name] for case in script.RAGGED_TWINS)
+    assert less == [(32, 2048)], "no empty block, as in the dense batch"
+    assert moved == [(1, 4096), (32, 2048)]
 
 
 def test_a_quick_look_leaves_the_committed_reports_alone(benchmarks_on_path, monkeypatch, workspace):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from gbla_kernels.row_splits import SPLIT
-from gbla_kernels.testing.attention_subject import Results
 from gbla_kernels.testing.inputs import BLOCK, JaggedLengths
 
 EDGES = tuple(block + step for block in (16, BLOCK, 2 * BLOCK) for step in (-1, 0, 1))
@@ -60,30 +59,6 @@ def run_without_interpreter() -> Callable[[str], str]:
         return finished.stdout
 
     return run
-
-
-@pytest.fixture
-def capture() -> Callable[[Callable[[], Results]], tuple[Results, Callable[[], None]]]:
-    """Records a call in a CUDA graph: ``captured, replay = capture(call)``; each ``replay()`` fills ``captured`` anew."""
-
-    def captured_by(call: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        # on a side stream first: what compiles or makes handles may not be captured
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = call()
-
-        def replay() -> None:
-            graph.replay()
-            torch.cuda.synchronize()
-
-        return captured, replay
-
-    return captured_by
 
 
 LOAD_AND_RUN = """

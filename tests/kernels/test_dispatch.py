@@ -1,12 +1,14 @@
-"""Kernels are launched with the device of their tensors as the current one."""
+"""Kernels are launched with the device of their tensors as the current one; a GPU that is too small for one is told apart and named."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
+import triton
 
 from gbla_kernels import dispatch
+from gbla_kernels.linear_attention.query_backward import query_backward_kernel
 
 CURRENT = 0
 
@@ -31,3 +33,32 @@ def test_a_launch_runs_on_the_device_of_its_first_tensor(monkeypatch: pytest.Mon
     ((where, first, rest, options),) = launched
     assert where == device and first is x and (rest, options) == ((7,), {"BLOCK": 16})
     assert current == [CURRENT, *switches, *[CURRENT] * len(switches)], "the caller's device is the current one again"
+
+
+@pytest.mark.parametrize("launcher", [dispatch.launch, dispatch.traced_launch])
+def test_a_kernel_too_large_for_the_gpu_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch, launcher: dispatch.Launcher) -> None:
+    class Kernel(dict):  # type: ignore[type-arg]
+        fn = query_backward_kernel.fn
+
+    def run(first: torch.Tensor, **options: object) -> None:
+        # what Triton raises for K = 128 on compute capability 8.9
+        raise triton.OutOfResources(135_168, 101_376, "shared memory")
+
+    # no compiler wraps the stub
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    with pytest.raises(NotImplementedError) as raised:
+        launcher(Kernel({(5,): run}), (5,))(torch.zeros(3), BLOCK=16)
+    assert str(raised.value) == (
+        "linear_attention: query_backward_kernel needs 135,168 bytes of shared memory, and this GPU allows a program 101,376; "
+        "pass backend=Backend.REFERENCE, or use narrower heads (K, V <= 64)"
+    )
+    assert isinstance(raised.value.__cause__, triton.OutOfResources)
+
+
+def test_other_errors_of_a_launch_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(first: torch.Tensor) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        dispatch.launch({(5,): run}, (5,))(torch.zeros(3))

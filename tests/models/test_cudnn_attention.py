@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gbla_kernels import JaggedLayout
+from gbla_kernels.testing.cuda_graph import capture
 from gbla_kernels.testing.error_budget import FUSED_ATTENTION_FACTORS, assert_errors_within, relative_error
 from gbla_rec.models import cudnn_attention as module
 from gbla_rec.models.cudnn_attention import cudnn_attention, has_cudnn_kernel
@@ -204,13 +205,7 @@ def test_replays_from_a_cuda_graph() -> None:
     def run() -> list[Tensor]:
         return with_gradients(partial(jagged_attention, query_layout=layout, key_layout=layout), tensors, weighting)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        replayed = run()
-    graph.replay()
+    expected = run()
+    replayed, replay = capture(run)
+    replay()
     assert max(errors(replayed, expected).values()) < 1e-2

@@ -79,6 +79,7 @@ def jagged_cross_attention_packed(
     require_backend(backend)
     require_dim("key_value", key_value, 4, "(L_key, 2, H, K)")
     require_shape("key_value", key_value, (key_value.shape[0], 2, *key_value.shape[2:]), "(L_key, 2, H, K)")
+    require_float("key_value", key_value)
     key, value = key_value.unbind(1)
     if backend is Backend.REFERENCE or is_traced(query, key_value):
         # a compiler joins the gradients

@@ -46,9 +46,9 @@ def keyed_dropout(
     require_backend(backend)
     if not 0 <= probability < 1:
         raise ValueError(f"probability must lie in [0, 1), got {probability}")
+    _check(x, token_keys, salt, residual)
     if token_keys is None or probability == 0:
         return x if residual is None else residual + x
-    _check(x, token_keys, salt, residual)
     if backend is Backend.REFERENCE or is_traced(x, residual):
         return keyed_dropout_reference(x, token_keys, probability, salt, residual)
     require_triton_device("keyed_dropout", x)
@@ -59,19 +59,19 @@ def keyed_dropout(
     return _KeyedDropout.apply(x, token_keys, probability, salt, residual)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _check(x: Tensor, token_keys: Tensor, salt: int, residual: Tensor | None) -> None:
+def _check(x: Tensor, token_keys: Tensor | None, salt: int, residual: Tensor | None) -> None:
     require_dim("x", x, 2, "(L, D)")
     require_float("x", x)
-    require_shape("token_keys", token_keys, (x.shape[0],), "(L,)")
-    if token_keys.dtype != torch.int64:
-        raise ValueError(f"token_keys must be int64, got {token_keys.dtype}")
+    if token_keys is not None:
+        require_shape("token_keys", token_keys, (x.shape[0],), "(L,)")
+        if token_keys.dtype != torch.int64:
+            raise ValueError(f"token_keys must be int64, got {token_keys.dtype}")
     if not 0 <= salt < 2**31:
         raise ValueError(f"salt must be at least 0 and below 2^31, got {salt}")
     if residual is not None:
         require_shape("residual", residual, tuple(x.shape), "(L, D)")
         require_float("residual", residual)
-        require_same_device(x=x, residual=residual)
-    require_same_device(x=x, token_keys=token_keys)
+    require_same_device(x=x, token_keys=token_keys, residual=residual)
 
 
 class _KeyedDropout(torch.autograd.Function):

@@ -61,8 +61,8 @@ def gated_linear_attention(
         value: ``(L, H, V)``, dtype of query.
         key_gate: ``(L, H)`` logits, any float dtype; ``-inf`` silences a token, ``+inf`` and NaN are not allowed. None weighs
             the tokens of a row equally.
-        output_gate: ``(L, H, V)`` or None for no gate.
-        norm_weight: ``(H, V)`` or None for no RMSNorm.
+        output_gate: ``(L, H, V)``, any float dtype, or None for no gate.
+        norm_weight: ``(H, V)``, any float dtype, or None for no RMSNorm.
         offsets: ``(B + 1,)`` int64; row ``b`` is ``offsets[b]:offsets[b + 1]``, possibly empty.
         layout: the same rows with lengths on the host; without it the reference backend reads offsets (a device sync) and Triton
             makes its tables on the device, for the most rows and splits that L tokens can have.
@@ -91,8 +91,10 @@ def gated_linear_attention(
         require_float("key_gate", key_gate)
     if output_gate is not None:
         require_shape("output_gate", output_gate, (num_tokens, num_heads, value_dim), "(L, H, V)")
+        require_float("output_gate", output_gate)
     if norm_weight is not None:
         require_shape("norm_weight", norm_weight, (num_heads, value_dim), "(H, V)")
+        require_float("norm_weight", norm_weight)
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_float(name, tensor)
         if tensor.dtype != query.dtype:
@@ -139,7 +141,7 @@ def gated_linear_attention_packed(
     Args:
         projection: ``(L, columns)``: query ``H K``, key ``H K``, value ``H V``, output gate ``H V`` (if any), key gate ``H`` (if
             any), then padding columns, which get zero gradients.
-        norm_weight: ``(H, V)`` or None for no RMSNorm.
+        norm_weight: ``(H, V)``, any float dtype, or None for no RMSNorm.
         offsets: ``(B + 1,)`` int64, as in ``gated_linear_attention``, like all that follows.
         num_heads: ``H``.
         key_dim: ``K``.
@@ -162,6 +164,7 @@ def gated_linear_attention_packed(
     """
     require_backend(backend)
     require_dim("projection", projection, 2, "(L, columns)")
+    require_float("projection", projection)
     widths = PackedWidths(num_heads, key_dim, value_dim, key_gate, output_gate)
     if projection.shape[1] < widths.num_columns:
         raise ValueError(f"projection must have at least {widths.num_columns} columns for {widths}, got shape {tuple(projection.shape)}")
@@ -176,9 +179,9 @@ def gated_linear_attention_packed(
             direction=direction,
             backend=backend,
         )
-    require_float("projection", projection)
     if norm_weight is not None:
         require_shape("norm_weight", norm_weight, (num_heads, value_dim), "(H, V)")
+        require_float("norm_weight", norm_weight)
     require_choice("feature_map", feature_map, ("elu1", "relu"))
     require_choice("direction", direction, ("bidirectional", "causal"))
     require_same_device(projection=projection, norm_weight=norm_weight, offsets=offsets)

@@ -12,7 +12,9 @@ from gbla_kernels.rotary.autograd import rotary_triton
 from gbla_kernels.rotary.reference import rotary_reference
 
 
-def rotary_embedding(query: Tensor, key: Tensor, positions: Tensor, *, base: float = 10_000.0, backend: Backend) -> tuple[Tensor, Tensor]:
+def rotary_embedding(
+    query: Tensor, key: Tensor, positions: Tensor, *, base: float | None = None, backend: Backend
+) -> tuple[Tensor, Tensor]:
     """Turn the halves of each query and key, as pairs, by ``position * base^(-2 i / K)`` (Su et al., arXiv 2104.09864).
 
     Whole turns are dropped in fp64, so the angle is as exact at position 131,072 as at 0.
@@ -21,7 +23,8 @@ def rotary_embedding(query: Tensor, key: Tensor, positions: Tensor, *, base: flo
         query: ``(L, H, K)``, K even, fp32, bf16, fp16 or fp64 (REFERENCE only); a view of a projection is read in place.
         key: the same.
         positions: ``(L,)`` int64, the index of each token in its row: ``JaggedLayout.positions``.
-        base: of the frequencies, above 1.
+        base: of the frequencies, above 1; None is 10,000. ``torch.compile(dynamic=True)`` takes a float, even one that never changes, for
+            an input, and analyses the first call a second time without it.
         backend: ``REFERENCE`` runs anywhere; ``TRITON`` is one kernel, needs CUDA (or the interpreter) and never falls back.
 
     Returns:
@@ -42,6 +45,8 @@ def rotary_embedding(query: Tensor, key: Tensor, positions: Tensor, *, base: flo
         raise ValueError(f"positions must be int64, got {positions.dtype}")
     if query.shape[2] == 0 or query.shape[2] % 2:
         raise ValueError(f"the head width K must be even and positive (pairs are turned), got {query.shape[2]}")
+    # neither a default argument nor a global, for the reason that eps_or_default gives
+    base = 10_000.0 if base is None else base
     if base <= 1:
         raise ValueError(f"base must be above 1, got {base}")
     require_same_device(query=query, key=key, positions=positions)

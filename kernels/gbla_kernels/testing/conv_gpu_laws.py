@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.testing.conv_laws import ConvSubject, Tensors
+from gbla_kernels.testing.cuda_graph import capture
 
 BATCHES = ([0, 3, 700, 64, 5000, 9], [70, 2000, 0, 900, 513, 64, 1], [3, 4, 4000, 600, 5, 6, 7, 8], [2, 3])
 Outcome = list[Tensor]
@@ -58,20 +59,13 @@ def cuda_graph_replays(subject: ConvSubject, has_layout: bool) -> None:
     tensors, layout = subject.inputs(BATCHES[0], 0)
     others, _ = subject.inputs(BATCHES[0], 1)
     op = subject.call(layout) if has_layout else subject.call(layout, layout=None)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        _run(op, tensors)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = _run(op, tensors)
+    captured, replay = capture(lambda: _run(op, tensors))
     with torch.no_grad():
         for name, tensor in tensors.items():
             other = others[name]
             if tensor is not None and other is not None:
                 tensor.copy_(other)
-    graph.replay()
+    replay()
     _assert_same_bits(captured, _run(op, others))
 
 

@@ -1,10 +1,9 @@
 """Cross-attention on a GPU: exact, the same bits whoever shares the batch, no wait for the device, nothing compiled twice."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from gbla_kernels.cross_attention.launch_config import launch_config
 from gbla_kernels.cross_attention.row_pairs import RowPairs
 from gbla_kernels.testing.attention_subject import assert_same_bits, output_weights, results
 from gbla_kernels.testing.cross_attention_inputs import CrossAttention, Rows
+from gbla_kernels.testing.cuda_graph import capture
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
@@ -129,7 +129,7 @@ def test_sixty_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPatc
         assert not compiled, f"batch {number} of rows {rows} compiled {compiled}"
 
 
-def test_cuda_graph_replays_forward_and_backward(capture: Callable[..., Any]) -> None:
+def test_cuda_graph_replays_forward_and_backward() -> None:
     first, second, op = BF16.inputs(MIXED), BF16.inputs(MIXED, seed=1), BF16.op(MIXED)
     weights = output_weights(torch.empty(sum(row[0] for row in MIXED), 2, 64)).to("cuda", torch.bfloat16)
     static = {name: x.clone() for name, x in first.items()}

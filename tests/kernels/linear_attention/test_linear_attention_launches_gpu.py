@@ -1,10 +1,9 @@
 """Calls never wait for the GPU, never compile again, and replay from a CUDA graph."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import triton
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
 from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_subject import Results, Subject, assert_same_bits, output_weights, results
+from gbla_kernels.testing.cuda_graph import capture
 
 pytestmark = pytest.mark.gpu
 
@@ -76,7 +76,7 @@ def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPa
 
 
 @layout_or_offsets
-def test_cuda_graph_replays_forward_and_backward(has_layout: bool, capture: Callable[..., Any]) -> None:
+def test_cuda_graph_replays_forward_and_backward(has_layout: bool) -> None:
     lengths = [0, 3, 700, 64, 5000]
     first, layout = BF16.inputs(lengths, seed=0)
     second, _ = BF16.inputs(lengths, seed=1)
@@ -90,7 +90,7 @@ def test_cuda_graph_replays_forward_and_backward(has_layout: bool, capture: Call
         assert_same_bits(captured, BF16.run(inputs, layout, d_output=d_output, has_layout=has_layout))
 
 
-def test_a_graph_without_layout_serves_other_rows(capture: Callable[..., Any]) -> None:
+def test_a_graph_without_layout_serves_other_rows() -> None:
     """Tables are then made inside the graph: it replays for other rows of the same number and total."""
     lengths, others = [0, 3, 700, 64, 5000], [2000, 67, 0, 3699, 1]
     inputs, layout = BF16.inputs(lengths, seed=0)
