@@ -15,7 +15,10 @@ TINY_ROW_LIMITS = (16, 32, 64)
 SHORT_SPLITS_UP_TO = 1536
 """Rows up to here are split finely: alone in a batch, they would leave most of the GPU idle otherwise."""
 LONG_SPLIT = 512
-"""Tokens of a split of longer rows: a state in memory costs as much traffic as about 50 tokens."""
+"""Tokens of a split of longer rows: a state in memory costs as much traffic as about 50 tokens (K = V = 64; 100 where they are 128)."""
+LONG_SPLITS_UP_TO = 16_384
+LONGEST_SPLIT = 1024
+"""The least tokens of a split of rows beyond that, which have enough of them to fill a GPU."""
 MAX_SPLITS = 64
 """Splits of the longest rows: bounds the work of adding them up."""
 SPLIT_MULTIPLE = 128
@@ -28,7 +31,8 @@ def split_lengths(lengths: Tensor) -> Tensor:
     A function of the row's own length alone: a row's result does not depend on who shares its batch.
     """
     wanted = (lengths + MAX_SPLITS - 1) // MAX_SPLITS
-    long = ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=LONG_SPLIT)
+    longest = ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=LONGEST_SPLIT)
+    long = torch.where(lengths <= LONG_SPLITS_UP_TO, LONG_SPLIT, longest)
     return torch.where(lengths <= SHORT_SPLITS_UP_TO, SPLIT, long)
 
 

@@ -8,6 +8,8 @@ import triton.language as tl
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.elementwise import IS_INTERPRETED, LOG2E, fast_exp2
 
+FEW_SPLITS = tl.constexpr(2 if INTERPRETED else 4)
+"""Up to so many, the partial states of a row are added without room for more: loads that are masked out cost time, too."""
 COMBINE_UNROLL = tl.constexpr(2 if INTERPRETED else 32)
 """Partial states that a program loads at once where it adds up those of a row: half of the most splits."""
 
@@ -102,6 +104,26 @@ def add_rows(total, x, BT: tl.constexpr, DOT: tl.constexpr):
     """
     ones = tl.where(tl.arange(0, 16)[None, :] == 0, 1.0, 0.0) + tl.zeros([BT, 16], tl.float32)
     return tl.dot(tl.trans(round_to(x, DOT)), ones.to(DOT), acc=total, input_precision="tf32x3")
+
+
+@triton.jit
+def product_with_zeros(tile, total, DOT: tl.constexpr):
+    """``total (rows, 16)`` plus ``tile (rows, columns) @ 0``; for ``keep_operand``."""
+    return tl.dot(tile, tl.zeros([tile.shape[1], 16], DOT), acc=total)
+
+
+@triton.jit
+def keep_operand(x, products):
+    """``x``, whatever ``products`` of the same shape are.
+
+    A tile that asynchronous copies bring lies swizzled in shared memory only if a tensor core reads it there. Else whatever reads it in
+    the layout of a dot's result, where eight rows of a warp meet in the same banks, takes eight times as long. So such a tile is multiplied
+    by zeros, which costs next to nothing; the result must be used, and is not: not even its NaN where the tile has infinities.
+    """
+    if IS_INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,r", [x, products], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit

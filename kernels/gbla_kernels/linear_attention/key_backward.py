@@ -8,8 +8,15 @@ import triton
 import triton.language as tl
 
 from gbla_kernels.elementwise import LOG2E, fast_exp2
-from gbla_kernels.linear_attention.elementwise import feature_map, feature_map_slope, inverse, remainder
-from gbla_kernels.linear_attention.state import load_gate
+from gbla_kernels.linear_attention.elementwise import (
+    feature_map,
+    feature_map_slope,
+    inverse,
+    keep_operand,
+    product_with_zeros,
+    remainder,
+)
+from gbla_kernels.linear_attention.state import finite, load_gate
 from gbla_kernels.linear_attention.state_gradient import load_state_gradient
 
 
@@ -53,7 +60,7 @@ def key_backward(
     """Writes dk, dv and dg of some tokens of one head, ``dg_t = a_t (da_t - bracket)``."""
     o_v = tl.arange(0, BV)
     m_v = o_v < V
-    safe_max = tl.where(gate_max == float("-inf"), 0.0, gate_max)
+    safe_max = finite(gate_max)
     gate = load_gate(p_gate, tl.arange(0, BT), num_tokens, stride_gt, HAS_GATE)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
@@ -65,6 +72,7 @@ def key_backward(
         gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
         d_value = tl.zeros([BT, BV], tl.float32)
         d_weight = tl.zeros([BT], tl.float32)
+        products = tl.zeros([BT, 16], tl.float32)
         for j in range(NK):
             o_k = j * BK + tl.arange(0, BK)
             m_k = o_k < K
@@ -77,18 +85,24 @@ def key_backward(
                 )
                 slice_d_state = slice_values.to(DOT)
                 slice_rest = remainder(slice_values, slice_d_state, DOT)
-            key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0).to(tl.float32)
+            key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0)
+            if BT >= 64 and DOT == tl.bfloat16:
+                products = product_with_zeros(key, products, DOT)
+            key = key.to(tl.float32)
             phi = feature_map(key, RELU)
             d_value = tl.dot((phi * weight[:, None]).to(DOT), slice_d_state, acc=d_value, input_precision="tf32x3")
             # padded keys: d_state and d_normalizer are zero there
             d_phi = tl.dot(value, tl.trans(slice_d_state), input_precision="tf32x3")
             if DOT != tl.float32:
-                d_phi = tl.dot(value, tl.trans(slice_rest), acc=d_phi)
+                # added by hand: a product that starts from another one would not be split over the columns where warps are eight
+                d_phi += keep_operand(tl.dot(value, tl.trans(slice_rest)), d_phi)
             d_phi += slice_d_normalizer[None, :]
             d_weight += tl.sum(phi * d_phi, axis=1)
             d_key = weight[:, None] * d_phi * feature_map_slope(key, RELU)
             p_dk = p_d_key + o_t[:, None] * stride_dkt + o_k[None, :]
             tl.store(p_dk, d_key.to(p_d_key.dtype.element_ty), mask=m_tk)
+        if BT >= 64 and DOT == tl.bfloat16:
+            d_weight = keep_operand(d_weight, tl.sum(products, axis=1))
         p_dv = p_d_value + o_t[:, None] * stride_dvt + o_v[None, :]
         tl.store(p_dv, d_value.to(p_d_value.dtype.element_ty), mask=m_tv)
         if HAS_GATE:

@@ -33,6 +33,7 @@ class LaunchConfig:
         key_block: keys of a slice of the state; ``key_block * num_key_blocks >= K``.
         num_key_blocks: 1, unless K is so large that a state does not fit a program; then there is no path for short rows.
         value_block: ``V`` rounded up to a power of two.
+        state_for_backward: of a forward whose gradients are wanted; it makes a product more.
         tiny_rows: one for each of ``TINY_ROW_LIMITS``.
     """
 
@@ -40,6 +41,7 @@ class LaunchConfig:
     num_key_blocks: int
     value_block: int
     state: KernelConfig
+    state_for_backward: KernelConfig
     output: KernelConfig
     tiny_rows: tuple[KernelConfig, ...]
     row: KernelConfig
@@ -54,13 +56,14 @@ def _kernel(block_tokens: int, num_warps: int, num_stages: int) -> KernelConfig:
 
 
 def _same(config: KernelConfig) -> dict[str, KernelConfig]:
-    return dict.fromkeys(("state", "output", "row", "query_backward", "key_backward", "row_backward"), config)
+    return dict.fromkeys(("state", "state_for_backward", "output", "row", "query_backward", "key_backward", "row_backward"), config)
 
 
 # bf16: by the larger of key_block and value_block
 _HALF = {
     64: {
-        "state": _kernel(32, 4, 5),
+        "state": _kernel(64, 4, 3),
+        "state_for_backward": _kernel(32, 4, 5),
         "output": _kernel(64, 4, 3),
         "row": _kernel(64, 4, 2),
         "query_backward": _kernel(64, 4, 3),
@@ -69,10 +72,11 @@ _HALF = {
     },
     128: {
         "state": _kernel(32, 4, 3),
+        "state_for_backward": _kernel(32, 4, 3),
         "output": _kernel(64, 4, 3),
         "row": _kernel(32, 8, 2),
         "query_backward": _kernel(32, 8, 3),
-        "key_backward": _kernel(32, 4, 2),
+        "key_backward": _kernel(64, 8, 3),
         "row_backward": _kernel(32, 8, 2),
     },
 }

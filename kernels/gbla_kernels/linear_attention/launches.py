@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from gbla_kernels.dispatch import Launcher, traced_launch
 from gbla_kernels.elementwise import dot_type
 from gbla_kernels.linear_attention.key_backward import key_backward_kernel
 from gbla_kernels.linear_attention.launch_config import KernelConfig, LaunchConfig, launch_config
+from gbla_kernels.linear_attention.norm_weight_gradient import add_shares_kernel
 from gbla_kernels.linear_attention.output import output_kernel
 from gbla_kernels.linear_attention.query_backward import query_backward_kernel
 from gbla_kernels.linear_attention.short_rows import row_backward_kernel, row_kernel
@@ -22,6 +24,10 @@ from gbla_kernels.linear_attention.state_gradient import combine_gradients_kerne
 from gbla_kernels.linear_attention.tiny_rows import tiny_row_kernel
 from gbla_kernels.linear_attention.tiny_rows_backward import tiny_row_backward_kernel
 from gbla_kernels.row_splits import TINY_ROW_LIMITS
+
+
+SHARE_ROWS, SHARE_COLUMNS = 512, 8
+"""Block of a program that adds up the shares of a gradient."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +132,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
             num_heads,
             FOR_BACKWARD=work.for_backward,
             **gate_flags,
-            **_options(x, config.state, config),
+            **_options(x, config.state_for_backward if work.for_backward else config.state, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)
         if not fold:
@@ -231,7 +237,15 @@ def run_backward(
             **key_flags,
             **_options(x, config.key_backward, config),
         )
-    return None if norm_weight is None else d_weights.sum(0).to(norm_weight.dtype)
+    if norm_weight is None:
+        return None
+    d_norm_weight = norm_weight.new_empty(num_heads, value_dim)
+    grid = (triton.cdiv(num_heads * value_dim, SHARE_COLUMNS),)
+    run(add_shares_kernel, grid)(
+        *(d_weights, d_norm_weight, num_shares),
+        **{"WIDTH": int(num_heads * value_dim), "ROWS": SHARE_ROWS, "COLUMNS": SHARE_COLUMNS, "num_warps": 8},
+    )
+    return d_norm_weight
 
 
 def _short_rows(work: Work, tiny: tuple[KernelConfig, ...], longer: KernelConfig) -> Iterator[tuple[Tensor, int, int, bool, KernelConfig]]:

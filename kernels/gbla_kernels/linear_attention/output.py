@@ -8,7 +8,15 @@ import triton
 import triton.language as tl
 
 from gbla_kernels.elementwise import sigmoid
-from gbla_kernels.linear_attention.elementwise import feature_map, inverse, two_columns
+from gbla_kernels.linear_attention.elementwise import (
+    dot_rows,
+    feature_map,
+    inverse,
+    keep_operand,
+    product_with_zeros,
+    round_like,
+    two_columns,
+)
 from gbla_kernels.linear_attention.state import load_normalized_state, load_state, store_state
 
 
@@ -66,6 +74,7 @@ def emit_output(
     m_v = o_v < V
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
+    rows = dot_rows(BT, BV, DOT)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
@@ -75,6 +84,7 @@ def emit_output(
             z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
         u = tl.zeros([BT, BV], tl.float32)
         c = tl.zeros([BT, 16], tl.float32)
+        products = tl.zeros([BT, 16], tl.float32)
         # a loop, not unrolled: the code of many slices takes a minute to compile
         for j in range(NK):
             if NK == 1:
@@ -86,11 +96,18 @@ def emit_output(
             o_k = j * BK + tl.arange(0, BK)
             m_k = o_k < K
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
-            phi = feature_map(query.to(tl.float32), RELU).to(DOT)
+            if BT >= 64 and DOT == tl.bfloat16:
+                products = product_with_zeros(query, products, DOT)
+            # once for both products, which have different layouts
+            phi = round_like(feature_map(query.to(tl.float32), RELU), rows, DOT, True)
             u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
             if NORMALIZE:
                 # padded keys have a zero normalizer
                 c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
+        if BT >= 64 and DOT == tl.bfloat16:
+            if HAS_OUTPUT_GATE:
+                products = product_with_zeros(z, products, DOT)
+            c = keep_operand(c, products)
         y = u * normalized(u, tl.sum(c, axis=1), eps, V, NORMALIZE, HAS_NORM)[:, None]
         if HAS_NORM:
             y = y * norm_weight[None, :]

@@ -13,6 +13,8 @@ from gbla_kernels.linear_attention.elementwise import (
     feature_map,
     feature_map_slope,
     inverse,
+    keep_operand,
+    product_with_zeros,
     remainder,
     round_like,
     round_to,
@@ -170,6 +172,11 @@ def query_backward(
         )
         if HAS_NORM:
             d_norm_weight = add_rows(d_norm_weight, weight_share, BT, DOT)
+            if BT >= 32 and DOT == tl.bfloat16:
+                products = product_with_zeros(tl.trans(d_y), tl.zeros([BV, 16], tl.float32), DOT)
+                if HAS_OUTPUT_GATE:
+                    products = product_with_zeros(tl.trans(z), products, DOT)
+                d_norm_weight = keep_operand(d_norm_weight, products)
         if DOT == tl.float32 or not NORMALIZE:
             brackets += tl.sum(u * d_u, axis=1) + c * d_c
         rounded = round_to(d_u, DOT)
@@ -184,6 +191,9 @@ def query_backward(
         if NORMALIZE:
             if BT > 16:
                 d_normalizer = add_rows(d_normalizer, phi.to(tl.float32) * d_c[:, None], BT, DOT)
+                if BT >= 32 and DOT == tl.bfloat16:
+                    products = product_with_zeros(tl.trans(query), tl.zeros([BK, 16], tl.float32), DOT)
+                    d_normalizer = keep_operand(d_normalizer, products)
             else:
                 d_normalizer += tl.sum(phi.to(tl.float32) * d_c[:, None], axis=0)
         d_query = d_phi * feature_map_slope(query.to(tl.float32), RELU)

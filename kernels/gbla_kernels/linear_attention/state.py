@@ -13,18 +13,32 @@ import triton
 import triton.language as tl
 
 from gbla_kernels.elementwise import LOG2E, fast_exp2
-from gbla_kernels.linear_attention.elementwise import COMBINE_UNROLL, inverse, remainder, round_to, weighted_feature_map
+from gbla_kernels.linear_attention.elementwise import COMBINE_UNROLL, FEW_SPLITS, inverse, remainder, round_to, weighted_feature_map
 
 
 @triton.jit
-def largest_gate(p_gate, num_tokens, stride_gt):
-    """Maximum over the tokens, and the same with 0 in place of -inf, which is safe to subtract."""
+def finite(gate_max):
+    """A maximum that is safe to subtract: 0 in place of -inf."""
+    return tl.where(gate_max == float("-inf"), 0.0, gate_max)
+
+
+@triton.jit
+def gate_statistics(p_gate, num_tokens, stride_gt):
+    """Maximum over the tokens, and 512 parts of ``sum exp(g - max)``.
+
+    Summed here, not beside the keys: there the gates would be loaded a second time, in another layout.
+    """
     largest = tl.full([512], float("-inf"), tl.float32)
+    weights = tl.zeros([512], tl.float32)
     for first in range(0, num_tokens, 512):
         o_t = first + tl.arange(0, 512)
-        largest = tl.maximum(largest, tl.load(p_gate + o_t * stride_gt, mask=o_t < num_tokens, other=float("-inf")).to(tl.float32))
+        gate = tl.load(p_gate + o_t * stride_gt, mask=o_t < num_tokens, other=float("-inf")).to(tl.float32)
+        new_largest = tl.maximum(largest, gate)
+        weights *= fast_exp2((largest - finite(new_largest)) * LOG2E)
+        weights += fast_exp2((gate - finite(new_largest)) * LOG2E)
+        largest = new_largest
     gate_max = tl.max(largest)
-    return gate_max, tl.where(gate_max == float("-inf"), 0.0, gate_max)
+    return gate_max, weights * fast_exp2((largest - finite(gate_max)) * LOG2E)
 
 
 @triton.jit
@@ -63,14 +77,16 @@ def accumulate_state(
     m_v = o_v < V
     gate = load_gate(p_gate, tl.arange(0, BT), num_tokens, stride_gt, HAS_GATE)
     if HAS_GATE:
-        gate_max, safe_max = largest_gate(p_gate, num_tokens, stride_gt)
+        gate_max, weights = gate_statistics(p_gate, num_tokens, stride_gt)
+        safe_max = finite(gate_max)
     else:
         gate_max, safe_max = 0.0, 0.0
     # transposed: value goes from memory to the tensor cores without passing through registers
     state = tl.zeros([BV, BK], tl.float32)
+    # added up at once where one thread has them: the tokens that four warps, loading 16 bytes a thread, do not load at the same time
+    WAVE: tl.constexpr = 1024 // BK if BT >= 64 and BK >= 16 else BT
     # a sum per position in the block: reduced once, at the end
-    normalizer = tl.zeros([BT, BK], tl.float32)
-    weight_sum = tl.zeros([BT], tl.float32)
+    normalizer = tl.zeros([WAVE, BK], tl.float32)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
@@ -80,17 +96,17 @@ def accumulate_state(
         weight = fast_exp2(log_weight)
         # of the next block: its latency is hidden behind this one
         gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
-        weight_sum += weight
         weighted = weighted_feature_map(key.to(tl.float32), weight[:, None], log_weight[:, None], RELU, DOT)
         if K != BK * NK:
             weighted = tl.where(m_k[None, :], weighted, 0.0)
-        normalizer += weighted
+        normalizer += tl.sum(tl.reshape(weighted, [BT // WAVE, WAVE, BK]), axis=0)
         rounded = round_to(weighted, DOT)
         state = tl.dot(tl.trans(value.to(DOT)), rounded, acc=state, input_precision="tf32x3")
         if FOR_BACKWARD and DOT != tl.float32:
             # the gradient to query sees the state without its mean, where one rounding of the keys is too coarse
             state = tl.dot(tl.trans(value.to(DOT)), remainder(weighted, rounded, DOT), acc=state)
-    return tl.trans(state), tl.sum(normalizer, axis=0), gate_max, tl.sum(weight_sum)
+    weight_sum = tl.sum(weights) if HAS_GATE else num_tokens.to(tl.float32)
+    return tl.trans(state), tl.sum(normalizer, axis=0), gate_max, weight_sum
 
 
 @triton.jit
@@ -119,7 +135,7 @@ def load_state(
     o_count = tl.arange(0, 64)
     gates = tl.load(stats + 2 * ((first + o_count) * H + i_head), mask=o_count < count, other=float("-inf"))
     gate_max = tl.max(gates)
-    safe_max = tl.where(gate_max == float("-inf"), 0.0, gate_max)
+    safe_max = finite(gate_max)
     total = tl.zeros([BK, BV], tl.float32)
     total_normalizer = tl.zeros([BK], tl.float32)
     weight_sum = 0.0
@@ -263,7 +279,12 @@ def combine_states_kernel(
     i_slot = i_partial // H
     first = tl.load(slot_offsets + i_slot).to(tl.int32)
     count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
-    values, normalizer_values, gate_max, weight_sum = load_state(
-        partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, COMBINE_UNROLL
-    )
+    if count <= FEW_SPLITS:
+        values, normalizer_values, gate_max, weight_sum = load_state(
+            partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, FEW_SPLITS
+        )
+    else:
+        values, normalizer_values, gate_max, weight_sum = load_state(
+            partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, COMBINE_UNROLL
+        )
     store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)

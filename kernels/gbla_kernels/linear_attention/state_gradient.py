@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from gbla_kernels.linear_attention.elementwise import COMBINE_UNROLL
+from gbla_kernels.linear_attention.elementwise import COMBINE_UNROLL, FEW_SPLITS
 
 
 @triton.jit
@@ -93,7 +93,12 @@ def combine_gradients_kernel(
     i_key = tl.program_id(1) * BK
     first = tl.load(slot_offsets + i_row // H).to(tl.int32)
     count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
-    values, normalizer_values, bracket = load_state_gradient(
-        partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
-    )
+    if count <= FEW_SPLITS:
+        values, normalizer_values, bracket = load_state_gradient(
+            partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, FEW_SPLITS
+        )
+    else:
+        values, normalizer_values, bracket = load_state_gradient(
+            partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
+        )
     store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)

@@ -1,0 +1,23 @@
+"""The gradient of norm_weight from the shares of splits and short rows."""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# H heads, V value width (docs/shapes.md)
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_shares"])
+def add_shares_kernel(shares, out, num_shares, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """``out (H, V)``: the sum of ``shares (num_shares, H, V)``, in an order that depends on their number alone; ``WIDTH`` is ``H V``.
+
+    Grid ``(blocks of COLUMNS,)``: few, so that many rows are loaded at once.
+    """
+    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    m_column = o_column < WIDTH
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, num_shares, ROWS):
+        o_share = first + tl.arange(0, ROWS)
+        m_share = (o_share < num_shares)[:, None] & m_column[None, :]
+        total += tl.load(shares + o_share[:, None].to(tl.int64) * WIDTH + o_column[None, :], mask=m_share, other=0.0)
+    tl.store(out + o_column, tl.sum(total, axis=0).to(out.dtype.element_ty), mask=m_column)
