@@ -109,6 +109,8 @@ class Trainer:
         self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
         profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
         self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
+        if passed := self.profiler.passed():
+            self.notes.append(passed)
         self.garbage = ScheduledCollection()
 
     def run(self) -> Path:
