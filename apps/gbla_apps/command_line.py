@@ -21,6 +21,7 @@ TRACEBACK = "GBLA_REC_TRACEBACK"
 def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
     """Call ``main``; an error that the user can mend ends the program with one line and status 2.
 
+    Each rank that meets one shows it, since it may be the only one; ``shared_options`` is for what all of them meet.
     Where nobody reads the output on, as in ``gbla-rec train --help | head``, it ends without a word, with the status of SIGPIPE.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

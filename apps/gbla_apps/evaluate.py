@@ -11,6 +11,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from gbla_apps import command_line
+from gbla_apps.shared_options import shared_options
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.checkpoint.run_directory import RESULTS, describe_run, read_config
 from gbla_rec.config import EvaluationConfig
@@ -50,11 +51,14 @@ def main(arguments: Sequence[str]) -> None:
         metavar="W",
         help="of the log-probability in the joint score, in place of the run's; the checkpoint is chosen with it too",
     )
-    options = parser.parse_args(arguments)
-    require_bounds(options)
+    with shared_options():
+        options = parser.parse_args(arguments)
+        require_bounds(options)
     run_dir = command_line.chosen_run(options)
+    # reads the run's config: what is wrong with that may be wrong on one node alone
     command_line.print_once(describe_run(run_dir))
-    settings = evaluation_settings(run_dir, options)
+    with shared_options():
+        settings = evaluation_settings(run_dir, options)
     with process_group() as device:
         results = evaluate(run_dir, device=device, settings=settings)
         if dist.get_rank() == 0:

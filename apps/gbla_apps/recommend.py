@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gbla_apps import command_line
+from gbla_apps.shared_options import shared_options
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.checkpoint.run_directory import describe_run
 from gbla_rec.evaluation.rank import Score
@@ -27,9 +28,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, default=10, metavar="N", help="items to print (default: 10)")
     parser.add_argument("--repeat", action="store_true", help="allow items of the history")
     parser.add_argument("--score", choices=get_args(Score), help="what ranks the items (default: the model's main score)")
-    options = parser.parse_args(arguments)
-    if options.count < 1:
-        raise ValueError(f"--count must be at least 1, got {options.count}")
+    with shared_options():
+        options = parser.parse_args(arguments)
+        if options.count < 1:
+            raise ValueError(f"--count must be at least 1, got {options.count}")
     run_dir = command_line.chosen_run(options)
     command_line.print_once(describe_run(run_dir))
     with process_group() as device:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gbla_apps import command_line
 from gbla_apps.run_config_options import parse_run_config
+from gbla_apps.shared_options import shared_options
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.training.trainer import train
 
@@ -20,12 +21,13 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="gbla-rec train", add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--resume-step", type=int)
-    options, rest = parser.parse_known_args(arguments)
-    config = parse_run_config("train", DESCRIPTION, rest)
-    training = config.training
-    if training.profiled_steps.start > training.num_steps:
-        rule = f"begin within the run, at step {training.num_steps} (--training.num-steps) or before"
-        raise ValueError(f"--training.profile-steps must {rule}, got {training.profile_steps!r}")
+    with shared_options():
+        options, rest = parser.parse_known_args(arguments)
+        config = parse_run_config("train", DESCRIPTION, rest)
+        training = config.training
+        if training.profiled_steps.start > training.num_steps:
+            rule = f"begin within the run, at step {training.num_steps} (--training.num-steps) or before"
+            raise ValueError(f"--training.profile-steps must {rule}, got {training.profile_steps!r}")
     with process_group() as device:
         train(config, device=device, resume=options.resume, resume_step=options.resume_step)
 

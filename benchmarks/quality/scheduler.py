@@ -1,6 +1,5 @@
 """Runs the stages of many jobs as parallel processes, and ends before a time limit with everything saved."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from benchmarks.quality.attempts import Attempt, add_attempt, machine
+from gbla_rec.data.file_lock import take_lock
 
 INTERRUPTED_STATUSES = (-signal.SIGTERM, 128 + signal.SIGTERM)
 """Of a process that SIGTERM ended: before its handler was there, and after it saved."""
@@ -196,9 +196,7 @@ class Scheduler:
         del self.waiting[job.name]
         job.directory.mkdir(parents=True, exist_ok=True)
         lock = (job.directory / LOCK).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(lock):
             lock.close()
             self.outcome.states[job.name] = State.ELSEWHERE
             self.report(f"{job.name}: left out, a process of another call still works on it")

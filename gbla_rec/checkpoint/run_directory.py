@@ -2,7 +2,7 @@
 
 ::
 
-    config.json  version.json  plan.txt  metrics.jsonl  tensorboard/
+    config.json  version.json  plan.txt  metrics.jsonl  tensorboard/  lock
     checkpoints/step_00001000/   torch.distributed.checkpoint files and progress.json
     results.json  results.md  per_user.parquet      written by evaluation
 """

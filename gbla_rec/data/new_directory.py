@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gbla_rec.data.file_lock import take_lock
+
 LOCK_NAME = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,7 +34,7 @@ def new_directory(output: Path) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
     try:
         with (directory / LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            take_lock(lock)
             yield directory
             _flush(directory)
             (directory / LOCK_NAME).unlink()

@@ -30,6 +30,15 @@ class StepProfiler:
         self._steps, self._step = steps, first_step
         self._profiler: Any = None
 
+    def passed(self) -> str | None:
+        """What to tell of the wanted steps that were done before, which a resumed run cannot record; None if there are none."""
+        last = min(self._steps.stop - 1, self._step)
+        if last < self._steps.start:
+            return None
+        which = f"step {last}" if last == self._steps.start else f"steps {self._steps.start} to {last}"
+        kept = f"their trace of before is {self.path}" if self.path.exists() else "give later ones"
+        return f"warning: --training.profile-steps asks for {which}, and the run is resumed at step {self._step}: not recorded ({kept})"
+
     def __enter__(self) -> "StepProfiler":
         self._start_if_due()
         return self

@@ -28,6 +28,7 @@ from gbla_rec.checkpoint.run_directory import (
     readable_checkpoints,
     write_text,
 )
+from gbla_rec.checkpoint.run_lock import RunLock
 from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids
 from gbla_rec.checkpoint.sharding import describe_plan
@@ -108,6 +109,8 @@ class Trainer:
         self.prefetcher = Prefetcher(self._steps, config.training.prefetch_factor, start=self._choose_device)
         profiled = config.training.profiled_steps if dist.get_rank() == 0 else range(0)
         self.profiler = StepProfiler(profiled, run_dir, first_step=self.step)
+        if passed := self.profiler.passed():
+            self.notes.append(passed)
         self.garbage = ScheduledCollection()
 
     def run(self) -> Path:
@@ -294,6 +297,7 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     Raises:
         ValueError: if the run to resume has another config (the message names the fields) or other semantic IDs, if its checkpoint is
             damaged, or if there is no checkpoint of ``resume_step``.
+        BlockingIOError: if another training writes the run's directory, and does not end within seconds (``RunLock``).
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
@@ -304,9 +308,10 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
         )
     # one choice for all ranks: a run or a checkpoint may appear between the looks of two
     run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash, parts.identity))
-    trainer = Trainer(parts, run_dir, resume_step, notes)
-    on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
-    return trainer.run()
+    with RunLock(run_dir):
+        trainer = Trainer(parts, run_dir, resume_step, notes)
+        on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
+        return trainer.run()
 
 
 def _open_run(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gbla_apps import command_line
+from gbla_apps import command_line, tokenize
 from gbla_rec.checkpoint.run_directory import read_config
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.semantic_ids.table import SemanticIdTable
@@ -59,6 +59,18 @@ def test_a_config_without_a_needed_field_is_refused_by_name(workspace: Path) -> 
         (workspace / "config.json").write_text(text)
         with pytest.raises(ValueError, match=rf"config.json cannot be read: RunConfig must .*{what}"):
             read_config(workspace)
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_semantic_ids_that_are_there_are_kept_and_both_cures_named(workspace: Path) -> None:
+    ids = workspace / "semantic_ids" / "tiny"
+    before = {path: path.read_bytes() for path in ids.iterdir()}
+    with pytest.raises(FileExistsError) as refused:
+        tokenize.main(["--recipe", "own_data", "--dataset", "tiny"])
+    said = str(refused.value)
+    assert said.startswith(f"{ids} exists, and a dataset has one set of semantic IDs; delete it to make them anew")
+    assert "runs that were trained on them refuse others" in said and said.endswith("or prepare the log under another name too")
+    assert {path: path.read_bytes() for path in ids.iterdir()} == before
 
 
 def test_missing_semantic_ids_are_refused_with_the_dataset_to_tokenize(workspace: Path) -> None:

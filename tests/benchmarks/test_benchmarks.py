@@ -6,7 +6,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -182,23 +181,6 @@ def test_a_whole_training_step_without_a_gpu_says_so_and_succeeds(benchmarks_on_
         step_sizes.parse(None)
     assert exit_.value.code == 0
     assert capsys.readouterr().out == "training_step.py: skipped, it needs a CUDA GPU; --smoke runs tiny sizes anywhere\n"
-
-
-def test_ranks_that_find_another_ranking_are_not_called_the_same(benchmarks_on_path):
-    from evaluation_ranks import described, row_against
-
-    from gbla_rec.evaluation.rank import RankedUsers
-
-    def found(ranked, ranks, seconds):
-        users = RankedUsers(np.arange(2), np.array(ranked), np.array([3, 5]), np.array([0, 1, 2]), np.ones(2, np.int64))
-        return {"ranks": ranks, "seconds": seconds, "start": 1.0, **described({"generative": users}, (2,))}
-
-    one = found([[3, 4], [4, 5]], 1, 8.0)
-    assert one["users"] == 2 and one["metrics"]["generative"]["Recall@2"] == 1.0
-    row = row_against(one, found([[3, 4], [4, 5]], 2, 5.0))
-    assert row["same as 1"] and row["speed-up over 1"] == 1.6
-    # the metrics are the same, the items are not
-    assert not row_against(one, found([[3, 6], [4, 5]], 2, 5.0))["same as 1"]
 
 
 def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_four_times(tmp_path):

@@ -113,6 +113,18 @@ def test_of_two_runs_at_once_the_second_to_finish_is_refused(tmp_path: Path, lis
     assert (tmp_path / "out" / "winner").read_text() == "yes"
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_an_output_that_is_there_is_refused_before_the_work_with_the_cure(tmp_path: Path, listing: Listing, is_link: bool) -> None:
+    output = tmp_path / "out"
+    if is_link:
+        output.symlink_to(tmp_path / "nowhere")
+    else:
+        output.mkdir()
+    with pytest.raises(FileExistsError, match=f"^{output} exists; delete it or choose another name$"), new_directory(output):
+        pytest.fail("the work began")
+    assert listing(tmp_path) == ["out"]
+
+
 def test_directories_of_other_outputs_are_left_alone(tmp_path: Path, listing: Listing) -> None:
     for name in (".tmp-out2-abc", ".tmp-out-mine", "out3"):
         (tmp_path / name).mkdir()
