@@ -99,7 +99,7 @@ def accumulate_state(
         weighted = weighted_feature_map(key.to(tl.float32), weight[:, None], log_weight[:, None], RELU, DOT)
         if K != BK * NK:
             weighted = tl.where(m_k[None, :], weighted, 0.0)
-        normalizer += tl.sum(tl.reshape(weighted, [BT // WAVE, WAVE, BK]), axis=0)
+        normalizer += weighted if WAVE == BT else tl.sum(tl.reshape(weighted, [BT // WAVE, WAVE, BK]), axis=0)
         rounded = round_to(weighted, DOT)
         state = tl.dot(tl.trans(value.to(DOT)), rounded, acc=state, input_precision="tf32x3")
         if FOR_BACKWARD and DOT != tl.float32:
