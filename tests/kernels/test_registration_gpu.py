@@ -54,6 +54,7 @@ class Case:
     op: Callable[..., Tensor]
     make: Callable[[Any, int], tuple[Tensors, dict[str, Any]]]
     batches: Sequence[Any] = LENGTHS
+    has_float: bool = False
 
     def __call__(self, **arguments: Any) -> Tensor:
         """The op before something that a compiler fuses."""
@@ -103,7 +104,7 @@ PACKED_LAYOUT = pytest.param(Case(op=packed, make=partial(packed_inputs, has_lay
 CROSS = pytest.param(Case(op=jagged_cross_attention_packed, make=cross_attention_inputs, batches=ROWS), id="cross_attention_packed")
 ROTARY = pytest.param(Case(op=turned, make=rotary_inputs), id="rotary")
 # a scale of two: no rounding between product and sum that a compiler may leave out
-DROPOUT = pytest.param(Case(op=partial(keyed_dropout, probability=0.5, salt=3), make=dropout_inputs), id="keyed_dropout")
+DROPOUT = pytest.param(Case(op=partial(keyed_dropout, probability=0.5, salt=3), make=dropout_inputs, has_float=True), id="keyed_dropout")
 CONVS = [
     pytest.param(Case(op=op, make=partial(conv_inputs, op=op, has_norm=has_norm)), id=op.__name__)
     for op, has_norm in ((causal_conv1d, False), (rms_norm_causal_conv1d, True))
@@ -127,7 +128,8 @@ def test_compiled_equals_eager_and_compiles_nothing_for_later_batches(case: Case
             budget = {name: 2 * FLOOR[x.dtype] if name == "d_norm_weight" else 0.0 for name, x in expected.items()}
             assert_within(actual, expected, budget)
             compilations.append(counter.frame_count)
-    assert set(compilations) == {1}, compilations
+    # a float that is given, as the probability of dropout, is taken for an input first (torch 2.11)
+    assert compilations[-1] == compilations[0] <= (2 if case.has_float else 1), compilations
 
 
 @pytest.mark.gpu

@@ -81,7 +81,8 @@ class PackedWidths:
     @property
     def num_columns(self) -> int:
         """Columns in use."""
-        gates = self.value_dim * self.has_output_gate + self.has_key_gate
+        # not times a bool: a compiler may take the width for a symbol
+        gates = (self.value_dim if self.has_output_gate else 0) + (1 if self.has_key_gate else 0)
         return self.num_heads * (2 * self.key_dim + self.value_dim + gates)
 
     def unpack(self, projection: Tensor) -> Inputs:

@@ -108,8 +108,11 @@ def add_rows(total, x, BT: tl.constexpr, DOT: tl.constexpr):
 
 @triton.jit
 def product_with_zeros(tile, total, DOT: tl.constexpr):
-    """``total (rows, 16)`` plus ``tile (rows, columns) @ 0``; for ``keep_operand``."""
-    return tl.dot(tile, tl.zeros([tile.shape[1], 16], DOT), acc=total)
+    """``total (rows, 16)`` plus ``tile (rows, columns) @ 0``; for ``keep_operand``. Only a tile in the type of dot operands takes part."""
+    if tile.dtype == DOT:
+        return tl.dot(tile, tl.zeros([tile.shape[1], 16], DOT), acc=total)
+    else:
+        return total
 
 
 @triton.jit
