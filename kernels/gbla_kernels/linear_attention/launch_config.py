@@ -63,7 +63,7 @@ def _same(config: KernelConfig) -> dict[str, KernelConfig]:
 _HALF = {
     64: {
         "state": _kernel(64, 4, 3),
-        "state_for_backward": _kernel(32, 4, 5),
+        "state_for_backward": _kernel(64, 4, 3),
         "output": _kernel(64, 4, 3),
         "row": _kernel(64, 4, 2),
         "query_backward": _kernel(64, 4, 3),
