@@ -28,6 +28,8 @@ def short(value: float) -> str:
 
 def statements() -> Iterator[tuple[str, str]]:
     """Page, and words that must be on it."""
+    yield from of_the_layer()
+    yield from of_the_op()
     yield from of_the_step()
     yield from of_several_gpus()
     first = [line for line in report("cold_start")["rows"] if line["Triton cache"] == "empty"]
@@ -42,6 +44,34 @@ def statements() -> Iterator[tuple[str, str]]:
     yield "README.md", rates
     yield "docs/training.md", f"one core makes {few[rate]:.1f} M/s of such histories, {many[rate]:.1f} M with 4 M items"
     yield "docs/training.md", f"Histories of 9 events come at {row(data, **{'history length': 9})[rate]:.1f} M tokens/s a core"
+
+
+def of_the_layer() -> Iterator[tuple[str, str]]:
+    layer = report("gbla_layer")["rows"]
+
+    def faster(length: int, width: int, which: str = "forward") -> float:
+        return float(row(layer, **{"rows x tokens": f"1 x {length}", "D": width, "pass": which})["faster"])
+
+    below = f"({short(faster(512, 512))} at 512, {short(faster(1024, 512))} at 1,024, {short(faster(1536, 512))} at 1,536)"
+    above = f"{faster(4096, 512):.1f} times as fast at 4,096, {faster(8192, 512):.1f} at 8,192, {faster(32768, 512):.1f} at 32,768"
+    wide = f"(D = 1,024: {faster(4096, 1024):.1f}, {faster(8192, 1024):.1f}, {faster(32768, 1024):.1f}; {short(faster(2048, 1024))} at 2,048)"
+    both = [faster(32768, width, "forward+backward") for width in (512, 1024)]
+    yield "README.md", f"forward {faster(2048, 512):.2f} times as fast at 2,048 tokens, slower below {below}, {above} {wide}"
+    yield "README.md", f"forward and backward {both[0]:.1f} at 32,768 (D = 1,024: {both[1]:.1f})"
+
+
+def of_the_op() -> Iterator[tuple[str, str]]:
+    op = report("linear_attention")["rows"]
+
+    def figures(case: str, which: str, column: str) -> tuple[float, ...]:
+        return tuple(row(op, **{"rows x tokens": case, "K": width, "pass": which})[column] for width in (64, 128))
+
+    long, packed, both = "1 x 32768", "32 x 2048", "forward+backward"
+    equal = [figures(case, which, "flash_bla equal / ours") for case in (long, packed) for which in ("forward", both)]
+    words = ["{:.1f} ({:.1f})".format(*pair) for pair in equal]
+    yield "README.md", f"one row of 32,768: {words[0]} times as fast forward, {words[1]} with backward; 32 rows of 2,048: {words[2]} and {words[3]}"
+    of_floor = [100 * share for which in ("forward", both) for share in figures(long, which, "of floor")]
+    yield "README.md", f"forward {of_floor[0]:.0f} % (heads of 128: {of_floor[1]:.0f} %), with backward {of_floor[2]:.0f} % ({of_floor[3]:.0f} %)"
 
 
 def of_the_step() -> Iterator[tuple[str, str]]:
@@ -80,6 +110,8 @@ def of_several_gpus() -> Iterator[tuple[str, str]]:
     work = sorted((line["TFLOP/step"] for line in four["tables"]["Ranks"] if line["balance"] == "cost"), reverse=True)
     alone = one["tables"]["Ranks"][0]["TFLOP/step"]
     times = [row(scaling["rows"], balance="cost")["ms/step"] for scaling in (one, four)]
+    times_of = {line["ranks"]: line["evaluation (s)"] for line in report("evaluation_ranks")["rows"]}
+    yield "docs/training.md", f"{times_of[1]:.1f}, {times_of[2]:.1f} and {times_of[4]:.1f} s on 1, 2 and 4"
     load = f"on four its rank has {work[0]:.1f} TFLOP, where the others have {work[1]:.1f} and one GPU alone {alone:.1f}"
     yield "docs/training.md", f"{load}. The step takes {times[1]:.1f} ms, where one GPU takes {times[0]:.1f};"
     yield "docs/training.md", f"that rank's work in proportion to its TFLOP would be {times[0] * work[0] / alone:.1f}."

@@ -12,6 +12,8 @@ import triton
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.row_splits import TINY_ROW_LIMITS
 
+HOPPER = 9
+"""Compute capability, major."""
 MAX_WIDTH = 256
 """Largest key and value width."""
 
@@ -80,6 +82,8 @@ _HALF = {
         "row_backward": _kernel(32, 8, 2),
     },
 }
+# without the matrix products of Hopper, which read their operands from shared memory, and less of that: 163 KiB a program at most
+_HALF_BEFORE_HOPPER = {64: _HALF[64], 128: _HALF[128] | {"key_backward": _kernel(32, 4, 2)}}
 # operands of four bytes: fp32, fp16, and states too large for one program
 _FULL = {64: _same(_kernel(32, 4, 2)), 128: _same(_kernel(32, 8, 1)), 256: _same(_kernel(16, 8, 1))}
 # warps by the same width, for each of TINY_ROW_LIMITS
@@ -91,16 +95,23 @@ def _tiny(num_warps: tuple[int, ...]) -> tuple[KernelConfig, ...]:
     return tuple(_kernel(limit, warps, 1) for limit, warps in zip(TINY_ROW_LIMITS, num_warps, strict=True))
 
 
+@lru_cache(maxsize=16)
+def is_hopper(device: torch.device) -> bool:
+    """False for a GPU that is older than compute capability 9.0."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= HOPPER
+
+
 @lru_cache(maxsize=256)
-def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype) -> LaunchConfig:
-    """Launch parameters for ``K``, ``V`` (at most ``MAX_WIDTH``) and the dtype of query."""
+def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: bool = True) -> LaunchConfig:
+    """Launch parameters for ``K``, ``V`` (at most ``MAX_WIDTH``), the dtype of query, and Hopper (or newer) or an older GPU."""
     value_block = max(triton.next_power_of_2(value_dim), 16)
     key_block = max(triton.next_power_of_2(key_dim), 16)
     # a slice of the state is a dot operand in shared memory and an accumulator in registers
     is_half = dtype == torch.bfloat16 and value_block <= 128 and key_block <= 128
     key_block = min(key_block, 128 if is_half or max(key_block, value_block) <= 64 else 64)
     width = max(64, key_block, value_block)
-    kernels = (_HALF if is_half else _FULL)[width]
+    half = _HALF if for_hopper else _HALF_BEFORE_HOPPER
+    kernels = (half if is_half else _FULL)[width]
     if INTERPRETED:
         # cost follows the number of blocks
         kernels = _same(_kernel(64, 4, 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from gbla_kernels.dispatch import Launcher, traced_launch
 from gbla_kernels.elementwise import dot_type
 from gbla_kernels.linear_attention.key_backward import key_backward_kernel
-from gbla_kernels.linear_attention.launch_config import KernelConfig, LaunchConfig, launch_config
+from gbla_kernels.linear_attention.launch_config import KernelConfig, LaunchConfig, is_hopper, launch_config
 from gbla_kernels.linear_attention.norm_weight_gradient import add_shares_kernel
 from gbla_kernels.linear_attention.output import output_kernel
 from gbla_kernels.linear_attention.query_backward import query_backward_kernel
@@ -24,7 +24,6 @@ from gbla_kernels.linear_attention.state_gradient import combine_gradients_kerne
 from gbla_kernels.linear_attention.tiny_rows import tiny_row_kernel
 from gbla_kernels.linear_attention.tiny_rows_backward import tiny_row_backward_kernel
 from gbla_kernels.row_splits import TINY_ROW_LIMITS
-
 
 SHARE_ROWS, SHARE_COLUMNS = 512, 8
 """Block of a program that adds up the shares of a gradient."""
@@ -97,7 +96,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
     num_tokens, num_heads = x.query.shape[:2]
     # int: a compiled kernel is made for these widths, whatever else is dynamic
     key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
-    config = launch_config(key_dim, value_dim, x.query.dtype)
+    config = launch_config(key_dim, value_dim, x.query.dtype, is_hopper(x.query.device))
     dot = _dot_type(x.query.dtype, config)
     out = x.value.new_empty(num_tokens, num_heads, value_dim)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
@@ -163,7 +162,7 @@ def run_backward(
     """Writes the token gradients into ``gradients``, which may be views of one tensor; returns that of norm_weight, ``(H, V)``."""
     num_heads = x.query.shape[1]
     key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
-    config = launch_config(key_dim, value_dim, x.query.dtype)
+    config = launch_config(key_dim, value_dim, x.query.dtype, is_hopper(x.query.device))
     dot = _dot_type(x.query.dtype, config)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
     # entries of the table past the last class are not launched

@@ -9,9 +9,9 @@ from torch import Tensor
 from gbla_kernels import Backend, gated_linear_attention
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.linear_attention.autograd import attend
-from gbla_kernels.row_splits import RowSplits
+from gbla_kernels.row_splits import SPLIT, RowSplits
 from gbla_kernels.testing.attention_laws import assert_equivalent
-from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, output_weights, results
+from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, assert_within, output_weights, results
 
 # where kernels are compiled, "-m gpu" runs these too
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
@@ -126,3 +126,14 @@ def test_triton_names_what_it_lacks_and_the_cure(change: dict[str, object], mess
 def test_triton_refuses_cpu_tensors() -> None:
     with pytest.raises(ValueError, match="needs CUDA tensors"):
         gated_linear_attention(**arguments(), backend=Backend.TRITON)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [40, SPLIT, 2 * SPLIT + 1])
+def test_minus_infinity_in_query_and_key_is_mapped_to_zero(length: int) -> None:
+    subject = replace(TRITON, dtype=torch.float32 if INTERPRETED else torch.bfloat16, key_dim=32, value_dim=32)
+    inputs, layout = subject.inputs([length, 3], seed=4)
+    inputs["query"][1, 0, 5] = inputs["query"][length - 1, 1] = -torch.inf
+    inputs["key"][2, 1, 7] = inputs["key"][length - 2, 0] = -torch.inf
+    exact = subject.exact(inputs, layout)
+    assert all(bool(x.isfinite().all()) for x in exact.values())
+    assert_within(subject.run(inputs, layout), exact, subject.budget(inputs, layout, exact))

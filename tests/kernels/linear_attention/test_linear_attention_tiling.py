@@ -11,7 +11,7 @@ from gbla_kernels.linear_attention import launches
 from gbla_kernels.linear_attention.launch_config import LaunchConfig, launch_config
 from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_laws import assert_equivalent
-from gbla_kernels.testing.attention_subject import Subject, Variant
+from gbla_kernels.testing.attention_subject import Subject, Tensors, Variant, assert_within
 
 pytestmark = [
     pytest.mark.skipif(not INTERPRETED, reason="blocks that are not in the table may not fit a GPU"),
@@ -20,7 +20,7 @@ pytestmark = [
 
 TRITON = Subject(backend=Backend.TRITON, dtype=torch.float32, num_heads=1)
 variants = pytest.mark.parametrize("variant", [Variant(), Variant(normalize=False, absent=("norm_weight",))], ids=["full", "sums"])
-BLOCKED = ("state", "output", "row", "query_backward", "key_backward", "row_backward")
+BLOCKED = ("state", "state_for_backward", "output", "row", "query_backward", "key_backward", "row_backward")
 """Kernels whose number of tokens in a block is free; a tiny row is one block."""
 
 
@@ -54,3 +54,29 @@ def test_the_size_of_blocks_changes_nothing_beyond_rounding(monkeypatch: pytest.
         actual = subject.run(inputs, layout)
     assert used and all(getattr(used[0], name).block_tokens != block for name in BLOCKED)
     assert_equivalent(subject, inputs, layout, actual)
+
+
+@variants
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_the_largest_gate_may_come_in_any_part_of_a_split(monkeypatch: pytest.MonkeyPatch, chunk: int, variant: Variant) -> None:
+    """Gates are read 512 at a time; all of the others are at -inf, or far below, in turn."""
+    subject = replace(TRITON, variant=variant)
+    monkeypatch.setattr(row_splits, "split_lengths", lambda lengths: torch.full_like(lengths, 1408))
+    inputs, layout = subject.inputs([1400], 2)
+    assert len(layout.row_splits.splits) == 2 and int(layout.row_splits.splits[0, 2]) == 1400
+    gates = inputs["key_gate"]
+    for i, part in enumerate(gates.split(512)):
+        part += 0.0 if i == chunk else (-torch.inf if (i - chunk) % 3 == 1 else -40.0)
+    assert_near_fp64(subject, inputs, layout)
+
+
+def test_gradients_of_norm_weight_add_up_over_more_rows_than_a_block_of_the_sum_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "SHARE_ROWS", 16)
+    lengths = [1] * 35 + [SPLIT + 1]
+    subject = replace(TRITON, key_dim=16, value_dim=16)
+    assert_near_fp64(subject, *subject.inputs(lengths, 3))
+
+
+def assert_near_fp64(subject: Subject, inputs: Tensors, layout: JaggedLayout) -> None:
+    exact = subject.exact(inputs, layout)
+    assert_within(subject.run(inputs, layout), exact, subject.budget(inputs, layout, exact))
