@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGET = 262_144
+KERNELS = "docs/decisions/0005-kernels.md"
 
 
 def report(name: str) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def statements() -> Iterator[tuple[str, str]]:
     """Page, and words that must be on it."""
     yield from of_the_layer()
     yield from of_the_op()
+    yield from of_the_ops_kernels()
+    yield from of_softmax_attention()
     yield from of_the_step()
     yield from of_several_gpus()
     first = [line for line in report("cold_start")["rows"] if line["Triton cache"] == "empty"]
@@ -54,7 +57,9 @@ def of_the_layer() -> Iterator[tuple[str, str]]:
 
     below = f"({short(faster(512, 512))} at 512, {short(faster(1024, 512))} at 1,024, {short(faster(1536, 512))} at 1,536)"
     above = f"{faster(4096, 512):.1f} times as fast at 4,096, {faster(8192, 512):.1f} at 8,192, {faster(32768, 512):.1f} at 32,768"
-    wide = f"(D = 1,024: {faster(4096, 1024):.1f}, {faster(8192, 1024):.1f}, {faster(32768, 1024):.1f}; {short(faster(2048, 1024))} at 2,048)"
+    wide = (
+        f"(D = 1,024: {faster(4096, 1024):.1f}, {faster(8192, 1024):.1f}, {faster(32768, 1024):.1f}; {short(faster(2048, 1024))} at 2,048)"
+    )
     both = [faster(32768, width, "forward+backward") for width in (512, 1024)]
     yield "README.md", f"forward {faster(2048, 512):.2f} times as fast at 2,048 tokens, slower below {below}, {above} {wide}"
     yield "README.md", f"forward and backward {both[0]:.1f} at 32,768 (D = 1,024: {both[1]:.1f})"
@@ -69,9 +74,43 @@ def of_the_op() -> Iterator[tuple[str, str]]:
     long, packed, both = "1 x 32768", "32 x 2048", "forward+backward"
     equal = [figures(case, which, "flash_bla equal / ours") for case in (long, packed) for which in ("forward", both)]
     words = ["{:.1f} ({:.1f})".format(*pair) for pair in equal]
-    yield "README.md", f"one row of 32,768: {words[0]} times as fast forward, {words[1]} with backward; 32 rows of 2,048: {words[2]} and {words[3]}"
+    yield (
+        "README.md",
+        f"one row of 32,768: {words[0]} times as fast forward, {words[1]} with backward; 32 rows of 2,048: {words[2]} and {words[3]}",
+    )
     of_floor = [100 * share for which in ("forward", both) for share in figures(long, which, "of floor")]
-    yield "README.md", f"forward {of_floor[0]:.0f} % (heads of 128: {of_floor[1]:.0f} %), with backward {of_floor[2]:.0f} % ({of_floor[3]:.0f} %)"
+    yield (
+        "README.md",
+        f"forward {of_floor[0]:.0f} % (heads of 128: {of_floor[1]:.0f} %), with backward {of_floor[2]:.0f} % ({of_floor[3]:.0f} %)",
+    )
+    bare = [1 / share for which in ("forward", both) for share in figures(packed, which, "flash_bla bare / ours")]
+    words = ["{:.1f} ({:.1f})".format(*pair) for pair in (bare[:2], bare[2:])]
+    yield "README.md", f"is {words[0]} times as fast forward, and {words[1]} with backward, as ours with all of them"
+    parts = report("op_parts")["rows"]
+    ours, peer = (
+        [row(parts, **{"rows x tokens": packed, "pass": which, "variant": variant})["ms"] for which in ("forward", both)]
+        for variant in ("none of these", "flash_bla")
+    )
+    yield "README.md", f"left out of ours too (64), {ours[0] / peer[0]:.2f} and {short(ours[1] / peer[1])}"
+    for which in ("forward", both):
+        shares = [100 * share for case in (long, packed) for share in figures(case, which, "of floor")]
+        yield KERNELS, f"| {shares[0]:.0f}, {shares[2]:.0f}; {shares[1]:.0f}, {shares[3]:.0f} |"
+
+
+def of_the_ops_kernels() -> Iterator[tuple[str, str]]:
+    names = ("state", "output", "query_backward", "key_backward")
+    for name, words in zip(names, ("state", "output", "query side of backward", "key side of backward"), strict=True):
+        line = row(report("kernel_counters")["rows"], **{"rows x tokens": "32 x 2048", "K": 64, "kernel": f"{name}_kernel"})
+        shares = f"{line['memory (% of peak)']:.0f} % | {line['L1 (% of peak)']:.0f} %"
+        yield KERNELS, f"| {words} | {line['us']:.0f} | {shares} | {line['warps a scheduler']:.1f} |"
+
+
+def of_softmax_attention() -> Iterator[tuple[str, str]]:
+    lines = report("softmax_attention")["rows"]
+    even = [line["jagged / dense cuDNN"] for line in lines if line["rows x tokens"] in ("1 x 32768", "8 x 8192", "32 x 2048")]
+    yield KERNELS, f"rows of one length, which are dense here too, {short(min(even))} to {max(even):.2f} of its time"
+    ragged = [line["jagged (ms)"] / line["varlen (ms)"] for line in lines if line["rows x tokens"].startswith("Zipf")]
+    yield KERNELS, f"Zipf lengths take {short(min(ragged))} to {short(max(ragged))} of the time of `varlen_attn`"
 
 
 def of_the_step() -> Iterator[tuple[str, str]]:

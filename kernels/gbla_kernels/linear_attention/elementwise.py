@@ -9,7 +9,7 @@ from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.elementwise import IS_INTERPRETED, LOG2E, fast_exp2
 
 FEW_SPLITS = tl.constexpr(2 if INTERPRETED else 4)
-"""Up to so many, the partial states of a row are added without room for more: loads that are masked out cost time, too."""
+"""A row of up to so many partial states loads so many at once, not ``COMBINE_UNROLL``: loads that are masked out cost time, too."""
 COMBINE_UNROLL = tl.constexpr(2 if INTERPRETED else 32)
 """Partial states that a program loads at once where it adds up those of a row: half of the most splits."""
 
