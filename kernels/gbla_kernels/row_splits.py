@@ -18,7 +18,7 @@ LONG_SPLIT = 512
 """Tokens of a split of longer rows: a state in memory costs as much traffic as about 50 tokens (K = V = 64; 100 where they are 128)."""
 LONG_SPLITS_UP_TO = 16_384
 """Rows up to here have splits of ``LONG_SPLIT`` tokens; the splits of longer ones, which fill a GPU all the same, are longer."""
-LONGEST_SPLIT = 1024
+LONGER_SPLIT = 1024
 """Tokens of a split of rows beyond that; more only where that would make over ``MAX_SPLITS`` splits."""
 MAX_SPLITS = 64
 """Splits of the longest rows: bounds the work of adding them up."""
@@ -32,8 +32,8 @@ def split_lengths(lengths: Tensor) -> Tensor:
     A function of the row's own length alone: a row's result does not depend on who shares its batch.
     """
     wanted = (lengths + MAX_SPLITS - 1) // MAX_SPLITS
-    longest = ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=LONGEST_SPLIT)
-    long = torch.where(lengths <= LONG_SPLITS_UP_TO, LONG_SPLIT, longest)
+    longer = ((wanted + SPLIT_MULTIPLE - 1) // SPLIT_MULTIPLE * SPLIT_MULTIPLE).clamp(min=LONGER_SPLIT)
+    long = torch.where(lengths <= LONG_SPLITS_UP_TO, LONG_SPLIT, longer)
     return torch.where(lengths <= SHORT_SPLITS_UP_TO, SPLIT, long)
 
 

@@ -67,12 +67,13 @@ def dot_rows(BT: tl.constexpr, COLUMNS: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
-def round_like(x, rows, DOT: tl.constexpr, IS_TRACED: tl.constexpr):
+def round_like(x, rows, DOT: tl.constexpr, IS_PURE: tl.constexpr):
     """``x (BT, columns)`` as a dot operand, made once, in the layout of a dot's result.
 
     Left to itself the compiler computes a value that is both a dot operand and combined with a dot's result in up to three layouts,
     exponentials included. ``rows (BT,)`` has the layout of the result's rows; it does not enter the value. In a traced graph the
-    instruction is pure, and repeated: torch's analysis takes an impure one for a write to every input.
+    instruction is pure, and repeated: torch's analysis takes an impure one for a write to every input. So it is on other GPUs than Hopper,
+    where Triton does not know how to pipeline an impure one.
     """
     if IS_INTERPRETED or DOT != tl.bfloat16:
         return x.to(DOT)
@@ -80,7 +81,7 @@ def round_like(x, rows, DOT: tl.constexpr, IS_TRACED: tl.constexpr):
         # not after an early return: that would be compiled too
         anchor = tl.broadcast_to(rows[:, None], x.shape)
         return tl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r,r,r", [x, anchor], dtype=tl.bfloat16, is_pure=IS_TRACED, pack=2
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r,r,r", [x, anchor], dtype=tl.bfloat16, is_pure=IS_PURE, pack=2
         )
 
 

@@ -1,6 +1,6 @@
 """Block sizes, warps and pipeline stages of the kernels: a table, not a search, so that no first call waits for tuning.
 
-Measured on Hopper (``benchmarks/linear_attention.py``); other architectures run the same configurations.
+Measured on Hopper (``benchmarks/linear_attention.py``). Other architectures run the same parameters where they fit 99 KiB of shared memory.
 """
 
 from dataclasses import dataclass
@@ -82,8 +82,11 @@ _HALF = {
         "row_backward": _kernel(32, 8, 2),
     },
 }
-# without the matrix products of Hopper, which read their operands from shared memory, and less of that: 163 KiB a program at most
-_HALF_BEFORE_HOPPER = {64: _HALF[64], 128: _HALF[128] | {"key_backward": _kernel(32, 4, 2)}}
+# what fits 99 KiB of shared memory; compiled, not measured
+_HALF_ELSEWHERE = {
+    64: _HALF[64],
+    128: _HALF[128] | {"output": _kernel(64, 4, 2), "query_backward": _kernel(32, 8, 2), "key_backward": _kernel(32, 4, 2)},
+}
 # operands of four bytes: fp32, fp16, and states too large for one program
 _FULL = {64: _same(_kernel(32, 4, 2)), 128: _same(_kernel(32, 8, 1)), 256: _same(_kernel(16, 8, 1))}
 # warps by the same width, for each of TINY_ROW_LIMITS
@@ -97,20 +100,20 @@ def _tiny(num_warps: tuple[int, ...]) -> tuple[KernelConfig, ...]:
 
 @lru_cache(maxsize=16)
 def is_hopper(device: torch.device) -> bool:
-    """False for a GPU that is older than compute capability 9.0."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= HOPPER
+    """False for a GPU of another compute capability than 9."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
 @lru_cache(maxsize=256)
 def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: bool = True) -> LaunchConfig:
-    """Launch parameters for ``K``, ``V`` (at most ``MAX_WIDTH``), the dtype of query, and Hopper (or newer) or an older GPU."""
+    """Launch parameters for ``K``, ``V`` (at most ``MAX_WIDTH``), the dtype of query, and Hopper or another GPU."""
     value_block = max(triton.next_power_of_2(value_dim), 16)
     key_block = max(triton.next_power_of_2(key_dim), 16)
     # a slice of the state is a dot operand in shared memory and an accumulator in registers
     is_half = dtype == torch.bfloat16 and value_block <= 128 and key_block <= 128
     key_block = min(key_block, 128 if is_half or max(key_block, value_block) <= 64 else 64)
     width = max(64, key_block, value_block)
-    half = _HALF if for_hopper else _HALF_BEFORE_HOPPER
+    half = _HALF if for_hopper else _HALF_ELSEWHERE
     kernels = (half if is_half else _FULL)[width]
     if INTERPRETED:
         # cost follows the number of blocks

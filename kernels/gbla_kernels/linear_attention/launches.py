@@ -164,6 +164,7 @@ def run_backward(
     key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
     config = launch_config(key_dim, value_dim, x.query.dtype, is_hopper(x.query.device))
     dot = _dot_type(x.query.dtype, config)
+    is_pure = run is traced_launch or not is_hopper(x.query.device)
     num_splits, num_slots = work.splits.shape[0], work.slot_offsets.shape[0] - 1
     # entries of the table past the last class are not launched
     num_short = work.short_rows.shape[0] if work.class_ends is None else work.class_ends[-1]
@@ -197,7 +198,7 @@ def run_backward(
                 *(num_heads, work.eps),
                 LONGER_THAN=longer_than,
                 **output_flags | key_flags,
-                **({} if is_tiny else {"IS_TRACED": run is traced_launch}),
+                **({} if is_tiny else {"IS_PURE": is_pure}),
                 **_options(x, kernel, config, slices=False),
             )
     if work.has_splits:
@@ -213,7 +214,7 @@ def run_backward(
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
             *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, work.eps),
             **output_flags,
-            IS_TRACED=run is traced_launch,
+            IS_PURE=is_pure,
             **_options(x, config.query_backward, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)

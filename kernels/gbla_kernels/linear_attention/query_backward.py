@@ -102,7 +102,7 @@ def query_backward(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
-    IS_TRACED: tl.constexpr,
+    IS_PURE: tl.constexpr,
 ):
     """Writes dq (of key slice ``i_slice``) and dz of some tokens of one head.
 
@@ -148,7 +148,7 @@ def query_backward(
             phi = feature_map(query.to(tl.float32), RELU)
             if K != BK * NK:
                 phi = tl.where(m_k[None, :], phi, 0.0)
-            phi = round_like(phi, rows, DOT, IS_TRACED)
+            phi = round_like(phi, rows, DOT, IS_PURE)
             u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
             if HAS_NORM or NORMALIZE:
                 c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
@@ -162,7 +162,7 @@ def query_backward(
                 state, normalizer, stats, i_slot, i_head, H, i_slice * BK, centre, K, V, BK, BV, DOT
             )
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_own[None, :], mask=m_tk, other=0.0)
-            phi = round_like(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), rows, DOT, IS_TRACED)
+            phi = round_like(tl.where(m_own[None, :], feature_map(query.to(tl.float32), RELU), 0.0), rows, DOT, IS_PURE)
         if not HAS_OUTPUT_GATE:
             z = d_y
         p_dz = p_d_output_gate + o_t[:, None] * stride_dzt + o_v[None, :]
@@ -244,7 +244,7 @@ def query_backward_kernel(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
-    IS_TRACED: tl.constexpr,
+    IS_PURE: tl.constexpr,
 ):
     """Query side of one split, head and key slice; grid ``(Z * H * NK,)``; shares of dS, dn and d norm_weight per split."""
     i_program = tl.program_id(0)
@@ -302,7 +302,7 @@ def query_backward_kernel(
         NORMALIZE,
         RELU,
         DOT,
-        IS_TRACED,
+        IS_PURE,
     )
     store_state_gradient(d_state, d_normalizer, brackets, i_partial, i_slice * BK, K, V, values, normalizer_values, bracket, BK, BV)
     if HAS_NORM:

@@ -162,7 +162,7 @@ def row_backward_kernel(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
-    IS_TRACED: tl.constexpr,
+    IS_PURE: tl.constexpr,
 ):
     """All gradients of one row of ``T > LONGER_THAN`` tokens and head; grid ``(S * H,)``.
 
@@ -219,7 +219,7 @@ def row_backward_kernel(
         NORMALIZE,
         RELU,
         DOT,
-        IS_TRACED,
+        IS_PURE,
     )
     if HAS_NORM:
         o_v = tl.arange(0, BV)
