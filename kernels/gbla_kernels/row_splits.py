@@ -17,8 +17,9 @@ SHORT_SPLITS_UP_TO = 1536
 LONG_SPLIT = 512
 """Tokens of a split of longer rows: a state in memory costs as much traffic as about 50 tokens (K = V = 64; 100 where they are 128)."""
 LONG_SPLITS_UP_TO = 16_384
+"""Rows up to here have splits of ``LONG_SPLIT``."""
 LONGEST_SPLIT = 1024
-"""The least tokens of a split of rows beyond that, which have enough of them to fill a GPU."""
+"""The least tokens of a split of rows beyond that, which have enough splits to fill a GPU."""
 MAX_SPLITS = 64
 """Splits of the longest rows: bounds the work of adding them up."""
 SPLIT_MULTIPLE = 128

@@ -54,7 +54,8 @@ def of_the_layer() -> Iterator[tuple[str, str]]:
 
     below = f"({short(faster(512, 512))} at 512, {short(faster(1024, 512))} at 1,024, {short(faster(1536, 512))} at 1,536)"
     above = f"{faster(4096, 512):.1f} times as fast at 4,096, {faster(8192, 512):.1f} at 8,192, {faster(32768, 512):.1f} at 32,768"
-    wide = f"(D = 1,024: {faster(4096, 1024):.1f}, {faster(8192, 1024):.1f}, {faster(32768, 1024):.1f}; {short(faster(2048, 1024))} at 2,048)"
+    wider = [f"{faster(length, 1024):.1f}" for length in (4096, 8192, 32768)]
+    wide = f"(D = 1,024: {', '.join(wider)}; {short(faster(2048, 1024))} at 2,048)"
     both = [faster(32768, width, "forward+backward") for width in (512, 1024)]
     yield "README.md", f"forward {faster(2048, 512):.2f} times as fast at 2,048 tokens, slower below {below}, {above} {wide}"
     yield "README.md", f"forward and backward {both[0]:.1f} at 32,768 (D = 1,024: {both[1]:.1f})"
@@ -69,9 +70,10 @@ def of_the_op() -> Iterator[tuple[str, str]]:
     long, packed, both = "1 x 32768", "32 x 2048", "forward+backward"
     equal = [figures(case, which, "flash_bla equal / ours") for case in (long, packed) for which in ("forward", both)]
     words = ["{:.1f} ({:.1f})".format(*pair) for pair in equal]
-    yield "README.md", f"one row of 32,768: {words[0]} times as fast forward, {words[1]} with backward; 32 rows of 2,048: {words[2]} and {words[3]}"
-    of_floor = [100 * share for which in ("forward", both) for share in figures(long, which, "of floor")]
-    yield "README.md", f"forward {of_floor[0]:.0f} % (heads of 128: {of_floor[1]:.0f} %), with backward {of_floor[2]:.0f} % ({of_floor[3]:.0f} %)"
+    one_row = f"one row of 32,768: {words[0]} times as fast forward, {words[1]} with backward"
+    yield "README.md", f"{one_row}; 32 rows of 2,048: {words[2]} and {words[3]}"
+    of_floor = [f"{100 * share:.0f} %" for which in ("forward", both) for share in figures(long, which, "of floor")]
+    yield "README.md", f"forward {of_floor[0]} (heads of 128: {of_floor[1]}), with backward {of_floor[2]} ({of_floor[3]})"
 
 
 def of_the_step() -> Iterator[tuple[str, str]]:
