@@ -85,9 +85,15 @@ class BackgroundSaver:
         Raises:
             OSError: on all ranks, if the pending save failed; the message is that of ``save_checkpoint``.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
+        pending = self._pending
+        if pending is None:
+            return
+        try:
             pending.result()
+        finally:
+            # not where Ctrl-C ends the wait alone: who leaves "with" must know of the save
+            if pending.done():
+                self._pending = None
 
     def _write(self, run_dir: Path, state: dict[str, Any], progress: Progress, and_then: Callable[[], None]) -> None:
         write_checkpoint(run_dir, state, progress, self._group)
