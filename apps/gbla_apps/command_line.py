@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gbla_apps.endings import end, end_for_want_of_a_reader, end_with_traceback, reader_is_gone
+from gbla_apps.endings import end, end_for_want_of_a_reader, end_with_traceback, is_first_rank, reader_is_gone
 from gbla_rec import workspace
 from gbla_rec.doctor.storage import workspace_cure
 
@@ -56,7 +56,7 @@ def _call(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> No
 
 def print_once(text: str) -> None:
     """Print on the first rank only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         print(text)
 
 

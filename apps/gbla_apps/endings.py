@@ -43,5 +43,10 @@ def end(status: int, error: BaseException) -> NoReturn:
     raise SystemExit(status) from error
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, or alone: ``RANK`` without ``WORLD_SIZE`` makes no group (``process_group``)."""
+    return not _is_rank() or os.environ.get("RANK", "0") == "0"
+
+
 def _is_rank() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -1,7 +1,6 @@
 """``gbla-rec recommend``: the next items for a user of the dataset, or for a history typed in."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import get_args
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gbla_apps import command_line
+from gbla_apps.endings import is_first_rank
 from gbla_apps.shared_options import shared_options
 from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.checkpoint.run_directory import describe_run
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
             recommendation = recommender.for_user(options.user, options.count, exclude_history=not options.repeat)
         else:
             recommendation = recommender.for_history(options.history, options.count, exclude_history=not options.repeat)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         show(recommendation)
 
 

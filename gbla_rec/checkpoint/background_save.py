@@ -35,6 +35,8 @@ class BackgroundSaver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._host_copy = HostCopy()
         self._pending: Future[None] | None = None
+        self.given_up: Future[None] | None = None
+        """A save that ``with`` left without waiting for it; it goes on as long as it can."""
 
     def __enter__(self) -> "BackgroundSaver":
         return self
@@ -50,6 +52,7 @@ class BackgroundSaver:
                 logger.warning("%s", failure)
         elif self._pending is not None and not self._pending.done():
             logger.warning("a checkpoint that was being saved in the background is given up: this rank cannot wait for the others")
+            self.given_up = self._pending
         self._thread.shutdown(wait=False)
 
     def save(
@@ -82,9 +85,15 @@ class BackgroundSaver:
         Raises:
             OSError: on all ranks, if the pending save failed; the message is that of ``save_checkpoint``.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
+        pending = self._pending
+        if pending is None:
+            return
+        try:
             pending.result()
+        finally:
+            # not where Ctrl-C ends the wait alone: who leaves "with" must know of the save
+            if pending.done():
+                self._pending = None
 
     def _write(self, run_dir: Path, state: dict[str, Any], progress: Progress, and_then: Callable[[], None]) -> None:
         write_checkpoint(run_dir, state, progress, self._group)

@@ -8,6 +8,8 @@ import logging
 import os
 import socket
 import time
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,7 @@ class RunLock:
 
         Raises:
             BlockingIOError: on all ranks, if another process keeps the lock; names it, its host and the cure.
+            OSError: on all ranks, if the file cannot be written, for want of rights or room; names it.
         """
         on_first_rank(self._take)
         return self
@@ -49,16 +52,22 @@ class RunLock:
         if self._file is not None:
             self._file.close()
 
+    def keep_until(self, save: Future[None]) -> None:
+        """Stay locked beyond ``with`` until a save that is left behind has ended."""
+        file, self._file = self._file, None
+        if file is not None:
+            save.add_done_callback(lambda _: file.close())
+
     def _take(self) -> None:
         # not "w": until it is locked, the file says who has it
         file = (self._run_dir / LOCK).open("a+")
         try:
             self._wait_for(file)
-            file.truncate(0)
-            file.write(json.dumps(_this_process()) + "\n")
-            file.flush()
+            _sign(file)
         except BaseException:
-            file.close()
+            # on a full disk closing fails too, and would hide the error
+            with suppress(OSError):
+                file.close()
             raise
         self._file = file
 
@@ -84,6 +93,16 @@ class RunLock:
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _sign(file: IO[str]) -> None:
+    try:
+        file.truncate(0)
+        file.write(json.dumps(_this_process()) + "\n")
+        file.flush()
+    except OSError as error:
+        # a failed write does not say where
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _described(holder: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 class StepProfiler:
     """Records the steps of a range with torch.profiler and writes ``trace_<first>-<last>.json.gz``; nothing outside of it.
 
-    A context manager; a run that ends inside the range writes what there is.
+    A context manager; a run that ends inside the range writes what there is. ``first`` is the first step that was not done before.
     """
 
     def __init__(self, steps: range, directory: Path, *, first_step: int) -> None:
@@ -26,7 +26,9 @@ class StepProfiler:
             directory: where the trace goes.
             first_step: steps done before.
         """
-        self.path = directory / f"trace_{steps.start}-{steps.stop - 1}.json.gz"
+        # a resumed run records what is left, and must not replace the trace of what is not
+        self.path = _trace_path(directory, max(steps.start, first_step + 1), steps)
+        self._path_of_all = _trace_path(directory, steps.start, steps)
         self._steps, self._step = steps, first_step
         self._profiler: Any = None
 
@@ -36,7 +38,7 @@ class StepProfiler:
         if last < self._steps.start:
             return None
         which = f"step {last}" if last == self._steps.start else f"steps {self._steps.start} to {last}"
-        kept = f"their trace of before is {self.path}" if self.path.exists() else "give later ones"
+        kept = f"their trace of before is {self._path_of_all}" if self._path_of_all.exists() else "give later ones"
         return f"warning: --training.profile-steps asks for {which}, and the run is resumed at step {self._step}: not recorded ({kept})"
 
     def __enter__(self) -> "StepProfiler":
@@ -72,3 +74,7 @@ class StepProfiler:
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
+
+
+def _trace_path(directory: Path, first: int, steps: range) -> Path:
+    return directory / f"trace_{first}-{steps.stop - 1}.json.gz"

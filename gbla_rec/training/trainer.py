@@ -297,7 +297,8 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
     Raises:
         ValueError: if the run to resume has another config (the message names the fields) or other semantic IDs, if its checkpoint is
             damaged, or if there is no checkpoint of ``resume_step``.
-        BlockingIOError: if another training writes the run's directory, and does not end within seconds (``RunLock``).
+        BlockingIOError: if another training writes the run's directory, and does not end within seconds (``RunLock``); other
+            OSErrors, if the directory cannot be written.
     """
     # first: a run that cannot start leaves no run directory behind
     parts = RunParts.open(config, device)
@@ -308,10 +309,15 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
         )
     # one choice for all ranks: a run or a checkpoint may appear between the looks of two
     run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash, parts.identity))
-    with RunLock(run_dir):
+    with RunLock(run_dir) as lock:
         trainer = Trainer(parts, run_dir, resume_step, notes)
         on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
-        return trainer.run()
+        try:
+            return trainer.run()
+        finally:
+            saver = trainer.background_saver
+            if saver is not None and saver.given_up is not None:
+                lock.keep_until(saver.given_up)
 
 
 def _open_run(

@@ -1,5 +1,6 @@
 """An error in the options of a command with several ranks is shown once; one that a rank may meet alone is shown by that rank."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -7,16 +8,22 @@ from typing import Any
 
 import pytest
 
+from gbla_apps import command_line
 from gbla_apps import shared_options as module
 from gbla_apps.shared_options import shared_options
 
 RECIPE = ["train", "--recipe", "movielens_small"]
 
 
-def command(rank: int, arguments: list[str]) -> None:
-    from gbla_apps import cli, shared_options
+ENDED = 143
+"""Exit status of a rank that a launcher ends."""
 
-    shared_options.FIRST_RANK_SECONDS = 0.0
+
+def command(rank: int, arguments: list[str], is_ended: bool = True) -> None:
+    """``gbla-rec``; whether a rank that waits to be ended is."""
+    from gbla_apps import cli
+
+    time.sleep = lambda _: os._exit(ENDED) if is_ended else None
     sys.argv = ["gbla-rec", *arguments]
     cli.main()
 
@@ -37,8 +44,22 @@ def command(rank: int, arguments: list[str]) -> None:
 )
 def test_wrong_options_are_shown_by_the_first_rank_alone(launch_ranks: Any, workspace: Path, arguments: list[str], shown: str) -> None:
     (first_status, first), (second_status, second) = launch_ranks(command, 2, arguments)
-    assert first_status == second_status == 2, first + second
+    assert (first_status, second_status) == (2, ENDED), first + second
     assert first.count(shown) == 1 and second == ""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["evaluate", "--num-beams", "0"], "error on rank 1: --num-beams must be at least 1"),
+        (["train", "--resume-step", "x"], "argument --resume-step: invalid int value"),
+        ([*RECIPE, "--training.num-steps", "x"], "Error parsing --training.num-steps"),
+    ],
+)
+def test_a_rank_that_nobody_ends_says_what_is_wrong(launch_ranks: Any, workspace: Path, arguments: list[str], shown: str) -> None:
+    _, (status, output) = launch_ranks(command, 2, arguments, False)
+    assert status == 2 and output.count(shown) == 1, output
 
 
 @pytest.mark.timeout(60)
@@ -65,16 +86,30 @@ def test_options_that_a_run_refuses_are_shown_once(launch_ranks: Any, tiny_run: 
     create_run(workspace / "runs" / "shop" / "1", tiny_run(), "", "")
     arguments = ["evaluate", "--run-dir", str(workspace / "runs" / "shop" / "1"), "--joint-beams", "50"]
     (first_status, first), (second_status, second) = launch_ranks(command, 2, arguments)
-    assert first_status == second_status == 2, first + second
+    assert (first_status, second_status) == (2, ENDED), first + second
     assert first.count("error on rank 0: --joint-beams must be given for a run of objective 'joint' only") == 1 and second == ""
 
 
-def test_the_first_rank_has_time_to_speak_before_the_launcher_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_later_rank_waits_for_the_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    for rank, expected in (("0", []), ("1", [module.FIRST_RANK_SECONDS])):
+    # a variable that is left over makes no rank of a process that is alone
+    for rank, world_size, expected in (("0", "2", []), ("3", None, []), ("3", "1", []), ("1", "2", [module.FIRST_RANK_SECONDS])):
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises((SystemExit, ValueError)), shared_options():
+        if world_size is None:
+            monkeypatch.delenv("WORLD_SIZE", raising=False)
+        else:
+            monkeypatch.setenv("WORLD_SIZE", world_size)
+        with pytest.raises(ValueError, match="count must be positive"), shared_options():
+            print("printed")
             raise ValueError("count must be positive")
-        assert slept == expected
+        assert slept == expected and capsys.readouterr().out == ("" if expected else "printed\n")
     assert module.FIRST_RANK_SECONDS > 5
+
+
+def test_a_process_alone_prints_whatever_rank_it_is_given(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "3")
+    for world_size, expected in (("2", ""), ("1", "text\n")):
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        command_line.print_once("text")
+        assert capsys.readouterr().out == expected

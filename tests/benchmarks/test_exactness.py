@@ -140,18 +140,20 @@ def test_errors_are_taken_on_rows_that_fp64_can_hold(benchmarks_on_path):
 def test_every_row_shows_an_error_beside_its_speed(benchmarks_on_path, monkeypatch):
     import causal_conv1d
     import gbla_layer
+    import linear_attention
     import softmax_attention
     from gpu_timing import Ceilings
     from row_lengths import Case
 
     stubs = {"DEVICE": "cpu", "input_sets": lambda make, size: [make(0), make(1)], "graph_ms": lambda calls: 1.0}
     stubs |= {"first_call_seconds": lambda call: 1.0, "peak_megabytes": lambda call: 1.0, "kernel_names": lambda call: ["kernel"]}
-    for script in (causal_conv1d, gbla_layer, softmax_attention):
+    for script in (causal_conv1d, gbla_layer, linear_attention, softmax_attention):
         for name, stub in stubs.items():
             monkeypatch.setattr(script, name, stub, raising=False)
     case, ceilings = Case("three rows", LENGTHS), Ceilings(1.0, 1.0)
     tables = {
         "conv": causal_conv1d.measure(case, 16, ceilings),
+        "op": linear_attention.measure_case(case, 16, ceilings, "none")[0],
         "layer": gbla_layer.measure_case(case, 64, ceilings),
         "self": softmax_attention.measure_selves([case], 16),
         "cross": softmax_attention.measure_cross(2, 9, 3, 16, ceilings),

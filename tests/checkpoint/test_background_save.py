@@ -242,3 +242,41 @@ def interrupt_while_a_save_is_pending(rank: int, world_size: int, config: RunCon
 def test_a_rank_alone_waits_for_its_save_whatever_ends_it(run_ranks: Any, tiny_run: Any) -> None:
     config = named(tiny_run(), "interrupted", num_steps=6, save_every=3, validate_every=6)
     assert run_ranks(interrupt_while_a_save_is_pending, 1, config) == [[3]]
+
+
+def interrupt_the_wait_for_a_save(rank: int, world_size: int, config: RunConfig) -> list[int]:
+    """Ctrl-C while the second save waits for the first."""
+    import signal
+    import threading
+
+    from gbla_rec.checkpoint import background_save
+    from gbla_rec.training import trainer
+
+    write, wait, timers = background_save.write_checkpoint, background_save.BackgroundSaver.wait, []
+
+    def slow(*arguments: Any) -> Path:
+        time.sleep(1.5)
+        return write(*arguments)
+
+    def interrupted_wait(self: background_save.BackgroundSaver) -> None:
+        if self._pending is not None and not timers:
+            main = threading.main_thread().ident
+            assert main is not None
+            timers.append(threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)))
+            timers[0].start()
+        wait(self)
+
+    # a process that was started in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    background_save.write_checkpoint = slow
+    background_save.BackgroundSaver.wait = interrupted_wait  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(config, device=CPU)
+    assert timers
+    return [checkpoint.progress.step for checkpoint in checkpoints(workspace.latest_run_dir(config.name))]
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+def test_a_save_whose_wait_is_interrupted_is_waited_for_before_the_lock_is_free(run_ranks: Any, tiny_run: Any) -> None:
+    config = named(tiny_run(), "interrupted", num_steps=6, save_every=1, validate_every=6)
+    assert run_ranks(interrupt_the_wait_for_a_save, 1, config) == [[1]]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gbla_rec import workspace
 from gbla_rec.config import RunConfig, TrainingConfig
 from gbla_rec.data import file_lock
 from gbla_rec.data.new_directory import new_directory
@@ -31,6 +32,37 @@ if len(sys.argv) > 2:
 with run_lock.RunLock(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(100)
+"""
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from gbla_rec.checkpoint import run_lock
+
+run_lock.on_first_rank = lambda action: action()
+lock = run_lock.RunLock(Path(sys.argv[1]))
+with lock:
+    first = os.fork()
+    if first == 0:
+        # as one does that ends well
+        lock.__exit__(None, None, None)
+        os._exit(0)
+    os.waitpid(first, 0)
+    second = os.fork()
+    if second:
+        print(second, flush=True)
+    time.sleep(100)
+"""
+ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from gbla_apps import command_line
+from gbla_rec.checkpoint import run_lock
+
+run_lock.on_first_rank = lambda action: action()
+# no file may grow beyond this: the system refuses writes as on a full disk
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))
+command_line.run(lambda _: run_lock.RunLock(Path(sys.argv[1])).__enter__(), [])
 """
 
 
@@ -86,6 +118,39 @@ def test_a_holder_on_another_machine_is_waited_for_as_long_as_file_systems_keep_
     assert "is written by another training" in error and seconds >= 1.5
 
 
+@pytest.mark.timeout(60)
+def test_a_forked_child_neither_frees_the_lock_nor_keeps_that_of_a_killed_parent(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", FORKING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = None
+    try:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert not is_free(tmp_path), "a child has closed its copy"
+        parent.kill()
+        parent.wait()
+        assert is_free(tmp_path)
+        os.kill(child, 0)
+    finally:
+        parent.kill()
+        parent.wait()
+        if child is not None:
+            kill(child)
+
+
+def is_free(run_dir: Path) -> bool:
+    with (run_dir / "lock").open("a+") as file:
+        return file_lock.take_lock(file)
+
+
+@pytest.mark.timeout(60)
+def test_a_lock_that_finds_no_room_is_named_with_the_cure(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path)]
+    ended = subprocess.run(program, env={**os.environ, workspace.VARIABLE: str(tmp_path)}, capture_output=True, text=True, check=False)
+    (error,) = ended.stderr.splitlines()
+    assert ended.returncode == 2 and error.startswith("error: ") and f"{os.strerror(errno.EFBIG)}: '{tmp_path}/lock'; " in error, error
+    assert is_free(tmp_path)
+
+
 def resume_evaluate_and_train(rank: int, world_size: int, config: RunConfig, hold: Callable[[Path], Any]) -> dict[str, Any]:
     """Train a run; while another process holds it, resume and evaluate it; then resume it again."""
     import torch
@@ -113,6 +178,49 @@ def test_a_run_that_is_written_is_evaluated_but_not_resumed(run_ranks: Any, tiny
     (found,) = run_ranks(resume_evaluate_and_train, 1, config, holder)
     assert found["error"].startswith(f"{found['run']} is written by another training") and found["is_untouched"]
     assert (found["run"] / "results.json").exists() and found["again"] == found["run"]
+
+
+def fail_during_a_save(rank: int, world_size: int, config: RunConfig) -> list[tuple[bool, list[int]]]:
+    """A bug ends training while a checkpoint is written: whether the lock is free, and the steps saved, before and after that is done."""
+    import threading
+
+    import torch
+
+    from gbla_rec.checkpoint.background_save import BackgroundSaver
+    from gbla_rec.training.trainer import Trainer, train
+
+    write, save, may_write = BackgroundSaver._write, Trainer._save, threading.Event()
+
+    def wait_and_write(*arguments: Any) -> None:
+        assert may_write.wait(60)
+        write(*arguments)
+
+    def save_and_fail(self: Trainer, validation_nll: float | None) -> None:
+        save(self, validation_nll)
+        raise KeyError("a bug")
+
+    BackgroundSaver._write = wait_and_write  # type: ignore[method-assign, assignment]
+    Trainer._save = save_and_fail  # type: ignore[method-assign]
+    with pytest.raises(KeyError, match="a bug"):
+        train(config, device=torch.device("cpu"))
+    if rank > 0:
+        may_write.set()
+        return []
+    run_dir = workspace.run_dirs(config.name)[0]
+    before = is_free(run_dir), workspace.checkpoint_steps(run_dir)
+    may_write.set()
+    deadline = time.monotonic() + 30
+    while not (workspace.checkpoint_steps(run_dir) and is_free(run_dir)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [before, (is_free(run_dir), workspace.checkpoint_steps(run_dir))]
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.usefixtures("tiny_workspace")
+def test_the_lock_outlives_a_training_that_leaves_a_save_behind(run_ranks: Any, tiny_run: Any) -> None:
+    config = tiny_run(training=TrainingConfig(num_steps=4, save_every=2, log_every=1, validation_users=5, async_save=True))
+    first, _ = run_ranks(fail_during_a_save, 2, config)
+    assert first == [(False, []), (True, [2])]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -83,9 +83,9 @@ def accumulate_state(
         gate_max, safe_max = 0.0, 0.0
     # transposed: value goes from memory to the tensor cores without passing through registers
     state = tl.zeros([BV, BK], tl.float32)
-    # added up at once where one thread has them: the tokens that four warps, loading 16 bytes a thread, do not load at the same time
+    # tokens that four warps load at once, 16 bytes a thread: those this far apart lie in one thread, which adds them up by itself
     WAVE: tl.constexpr = 1024 // BK if BT >= 64 and BK >= 16 else BT
-    # a sum per position in the block: reduced once, at the end
+    # a sum per position in the wave: reduced over these once, at the end
     normalizer = tl.zeros([WAVE, BK], tl.float32)
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
