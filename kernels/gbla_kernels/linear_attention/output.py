@@ -75,6 +75,8 @@ def emit_output(
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
     rows = dot_rows(BT, BV, DOT)
+    # both tiles; narrower states leave room for a fourth program, which the copies would take (140 registers with Triton 3.7)
+    COPIED_AHEAD: tl.constexpr = BT >= 64 and BV >= 128 and DOT == tl.bfloat16
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
         m_t = o_t < num_tokens
@@ -96,15 +98,17 @@ def emit_output(
             o_k = j * BK + tl.arange(0, BK)
             m_k = o_k < K
             query = tl.load(p_query + o_t[:, None] * stride_qt + o_k[None, :], mask=m_t[:, None] & m_k[None, :], other=0.0)
-            if BT >= 64 and DOT == tl.bfloat16:
+            if COPIED_AHEAD:
                 products = product_with_zeros(query, products, DOT)
-            # once for both products, which have different layouts
-            phi = round_like(feature_map(query.to(tl.float32), RELU), rows, DOT, True)
+                # once for both products, which have different layouts
+                phi = round_like(feature_map(query.to(tl.float32), RELU), rows, DOT, True)
+            else:
+                phi = feature_map(query.to(tl.float32), RELU).to(DOT)
             u = tl.dot(phi, slice_state, acc=u, input_precision="tf32x3")
             if NORMALIZE:
                 # padded keys have a zero normalizer
                 c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
-        if BT >= 64 and DOT == tl.bfloat16:
+        if COPIED_AHEAD:
             if HAS_OUTPUT_GATE:
                 products = product_with_zeros(z, products, DOT)
             c = keep_operand(c, products)
