@@ -124,3 +124,8 @@ def test_tables_made_on_the_device_are_one_graph_whatever_the_rows() -> None:
         for actual, expected in zip(compiled(offsets, tokens), tables(offsets, tokens), strict=True):
             assert torch.equal(actual, expected)
     assert counter.frame_count == 1
+
+
+def test_splits_are_longer_where_rows_have_enough_of_them() -> None:
+    lengths = torch.tensor([1, 1536, 1537, 16_384, 16_385, 65_536, 65_537, 131_072])
+    assert split_lengths(lengths).tolist() == [256, 256, 512, 512, 1024, 1024, 1152, 2048]
