@@ -134,3 +134,12 @@ def keep_operand(x, products):
 def remainder(x, rounded, DOT: tl.constexpr):
     """What rounding to a dot operand took away, as a second operand: two bf16 products give 16 bits of mantissa."""
     return round_to(x - rounded.to(tl.float32), DOT)
+
+
+@triton.jit
+def two_rows(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
+    """``two_columns(x)``, transposed: ``(16, BLOCK)``; for an x in the layout of a dot's rows, which Triton takes for a factor only so."""
+    o_row = tl.arange(0, 16)[:, None]
+    rounded = x.to(DOT).to(tl.float32)
+    values = tl.where(o_row == 0, rounded[None, :], tl.where(o_row == 1, (x - rounded)[None, :], 0.0))
+    return values.to(DOT)

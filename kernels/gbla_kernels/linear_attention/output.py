@@ -74,8 +74,8 @@ def emit_output(
     m_v = o_v < V
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
-    # both tiles; narrower states leave room for a fourth program, which the copies would take (140 registers with Triton 3.7)
-    COPIED_AHEAD: tl.constexpr = BT >= 64 and BV >= 128 and DOT == tl.bfloat16
+    # both tiles
+    COPIED_AHEAD: tl.constexpr = BT >= 64 and BV >= 64 and DOT == tl.bfloat16
     rows = dot_rows(BT, BV, DOT) if COPIED_AHEAD else 0.0
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)

@@ -19,6 +19,7 @@ from gbla_kernels.linear_attention.elementwise import (
     round_like,
     round_to,
     two_columns,
+    two_rows,
 )
 from gbla_kernels.linear_attention.output_gradient import output_gradient
 from gbla_kernels.linear_attention.state import load_state
@@ -190,7 +191,7 @@ def query_backward(
             d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
         if NORMALIZE:
             if BT > 16:
-                d_normalizer = add_rows(d_normalizer, phi.to(tl.float32) * d_c[:, None], BT, DOT)
+                d_normalizer = tl.dot(tl.trans(phi), tl.trans(two_rows(d_c, BT, DOT)), acc=d_normalizer, input_precision="tf32x3")
                 if BT >= 32 and DOT == tl.bfloat16:
                     products = product_with_zeros(tl.trans(query), tl.zeros([BK, 16], tl.float32), DOT)
                     d_normalizer = keep_operand(d_normalizer, products)
