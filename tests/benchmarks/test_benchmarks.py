@@ -183,7 +183,7 @@ def test_a_whole_training_step_without_a_gpu_says_so_and_succeeds(benchmarks_on_
     assert capsys.readouterr().out == "training_step.py: skipped, it needs a CUDA GPU; --smoke runs tiny sizes anywhere\n"
 
 
-def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_four_times(tmp_path):
+def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_three_times(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = str(BENCHMARKS / "kernel_resources.py")
     command = [sys.executable, script, "--quick", "--head-dims", "64", "--out", str(tmp_path)]
@@ -192,8 +192,8 @@ def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_four_times(tmp_
     kernels = {row["kernel"]: row for row in json.loads((tmp_path / "kernel_resources.json").read_text())["rows"]}
     assert set(kernels) == {"state_kernel", "combine_states_kernel", "output_kernel"}
     assert all(row["stack (bytes)"] == row["local"] == 0 and row["instructions"] > 100 for row in kernels.values()), "nothing is spilled"
-    # of 65,536 registers; with 64-bit head indices Triton 3.6, which ran on the GPUs of the reports, took 132: three programs
-    assert kernels["output_kernel"]["registers"] <= 128 and kernels["output_kernel"]["programs"] == 4
+    # 128 registers with Triton 3.6, which ran on the GPUs of the reports: four programs; 140 with 3.7; 64-bit head indices take four more
+    assert kernels["output_kernel"]["registers"] <= 140 and kernels["output_kernel"]["programs"] >= 3
 
 
 def test_programs_at_once_are_bound_by_what_runs_out_first(benchmarks_on_path):

@@ -138,8 +138,32 @@ def remainder(x, rounded, DOT: tl.constexpr):
 
 @triton.jit
 def two_rows(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
-    """``two_columns(x)``, transposed: ``(16, BLOCK)``; for an x in the layout of a dot's rows, which Triton takes for a factor only so."""
+    """``two_columns(x)``, transposed: ``(16, BLOCK)``.
+
+    For ``x`` that lies as the rows of a dot's result do: with its columns, Triton 3.6 gave wrong sums or an illegal access at K = 64.
+    """
     o_row = tl.arange(0, 16)[:, None]
     rounded = x.to(DOT).to(tl.float32)
     values = tl.where(o_row == 0, rounded[None, :], tl.where(o_row == 1, (x - rounded)[None, :], 0.0))
+    return values.to(DOT)
+
+
+@triton.jit
+def outer_column(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
+    """``x (BLOCK,)`` as a dot operand ``(BLOCK, 16)`` whose product with ``outer_row(y)`` is the outer product ``x y^T``, to 16 bits.
+
+    Columns: rounded, remainder, rounded, zeros; what the product leaves out is one remainder times the other.
+    """
+    o_column = tl.arange(0, 16)[None, :]
+    rounded = x.to(DOT).to(tl.float32)
+    values = tl.where((o_column == 0) | (o_column == 2), rounded[:, None], tl.where(o_column == 1, (x - rounded)[:, None], 0.0))
+    return values.to(DOT)
+
+
+@triton.jit
+def outer_row(y, BLOCK: tl.constexpr, DOT: tl.constexpr):
+    """``y (BLOCK,)`` as a dot operand ``(16, BLOCK)``, for ``outer_column``: rounded, rounded, remainder, zeros."""
+    o_row = tl.arange(0, 16)[:, None]
+    rounded = y.to(DOT).to(tl.float32)
+    values = tl.where(o_row < 2, rounded[None, :], tl.where(o_row == 2, (y - rounded)[None, :], 0.0))
     return values.to(DOT)

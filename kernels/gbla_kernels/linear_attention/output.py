@@ -68,14 +68,13 @@ def emit_output(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    COPIED_AHEAD: tl.constexpr,
 ):
     """Outputs of ``num_tokens`` tokens of one head. With NK == 1 from ``row_state``; else key slices of the state are read again."""
     o_v = tl.arange(0, BV)
     m_v = o_v < V
     if HAS_NORM:
         norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32)
-    # both tiles
-    COPIED_AHEAD: tl.constexpr = BT >= 64 and BV >= 64 and DOT == tl.bfloat16
     rows = dot_rows(BT, BV, DOT) if COPIED_AHEAD else 0.0
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
@@ -112,7 +111,12 @@ def emit_output(
             if HAS_OUTPUT_GATE:
                 products = product_with_zeros(z, products, DOT)
             c = keep_operand(c, products)
-        y = u * normalized(u, tl.sum(c, axis=1), eps, V, NORMALIZE, HAS_NORM)[:, None]
+        c_sum = tl.sum(c, axis=1)
+        factor = normalized(u, c_sum, eps, V, NORMALIZE, HAS_NORM)
+        if COPIED_AHEAD and not NORMALIZE:
+            # else nothing needs the products
+            factor = keep_operand(factor, c_sum)
+        y = u * factor[:, None]
         if HAS_NORM:
             y = y * norm_weight[None, :]
         if HAS_OUTPUT_GATE:
@@ -156,6 +160,7 @@ def output_kernel(
     NORMALIZE: tl.constexpr,
     RELU: tl.constexpr,
     DOT: tl.constexpr,
+    COPIED_AHEAD: tl.constexpr,
 ):
     """Outputs of a piece of one split and head; grid ``(Z * H * pieces,)``. Its own bits do not depend on ``pieces``.
 
@@ -222,4 +227,5 @@ def output_kernel(
         NORMALIZE,
         RELU,
         DOT,
+        COPIED_AHEAD,
     )

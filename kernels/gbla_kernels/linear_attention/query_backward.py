@@ -14,6 +14,8 @@ from gbla_kernels.linear_attention.elementwise import (
     feature_map_slope,
     inverse,
     keep_operand,
+    outer_column,
+    outer_row,
     product_with_zeros,
     remainder,
     round_like,
@@ -124,6 +126,8 @@ def query_backward(
     d_norm_weight = tl.zeros([BV, 16], tl.float32)
     brackets = tl.zeros([BT], tl.float32)
     rows = dot_rows(BT, BV, DOT)
+    # on the tensor cores, so that neither vector takes registers
+    OUTER_PRODUCTS: tl.constexpr = BT >= 64 and DOT == tl.bfloat16
     norm_weight = tl.load(p_norm_weight + o_v, mask=m_v, other=0.0).to(tl.float32) if HAS_NORM else 0.0
     for first in range(0, num_tokens, BT):
         o_t = first + tl.arange(0, BT)
@@ -155,7 +159,10 @@ def query_backward(
                 c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
         c = tl.sum(c, axis=1)
         if HAS_NORM or NORMALIZE:
-            u += c[:, None] * centre[None, :]
+            if OUTER_PRODUCTS:
+                u = tl.dot(outer_column(c, BT, DOT), outer_row(centre, BV, DOT), acc=u)
+            else:
+                u += c[:, None] * centre[None, :]
         if NK == 1:
             own_state, own_normalizer = row_state, row_normalizer
         else:
@@ -188,7 +195,11 @@ def query_backward(
             d_state = tl.dot(tl.trans(phi), rest, acc=d_state)
             d_phi = tl.dot(rest, tl.trans(own_state), acc=d_phi)
         if HAS_NORM or NORMALIZE:
-            d_phi += (d_c + tl.sum(d_u * centre[None, :], axis=1))[:, None] * own_normalizer[None, :]
+            along_normalizer = d_c + tl.sum(d_u * centre[None, :], axis=1)
+            if OUTER_PRODUCTS:
+                d_phi = tl.dot(outer_column(along_normalizer, BT, DOT), outer_row(own_normalizer, BK, DOT), acc=d_phi)
+            else:
+                d_phi += along_normalizer[:, None] * own_normalizer[None, :]
         if NORMALIZE:
             if BT > 16:
                 d_normalizer = tl.dot(tl.trans(phi), tl.trans(two_rows(d_c, BT, DOT)), acc=d_normalizer, input_precision="tf32x3")

@@ -106,6 +106,7 @@ def row_kernel(
         NORMALIZE,
         RELU,
         DOT,
+        False,
     )
 
 
