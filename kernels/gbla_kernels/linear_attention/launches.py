@@ -87,11 +87,6 @@ def _dot_type(dtype: torch.dtype, config: LaunchConfig) -> Any:
     return tl.float32 if config.num_key_blocks > 1 else dot_type(dtype)
 
 
-def _copied_ahead(config: LaunchConfig, dot: Any, fold: int) -> bool:
-    # few splits are cut into pieces of a block or two: nothing to copy ahead of
-    return config.output.block_tokens >= 64 and config.value_block >= 64 and dot == tl.bfloat16 and not fold
-
-
 def _strides(x: Tensor | None) -> tuple[int, int]:
     return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
@@ -156,7 +151,6 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
             work.pieces,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, work.eps),
             **output_flags,
-            COPIED_AHEAD=_copied_ahead(config, dot, fold),
             **_options(x, config.output, config),
         )
     return out, states
