@@ -15,6 +15,8 @@ if not torch.cuda.is_available():
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import itertools
 import multiprocessing
 import shutil
@@ -39,10 +41,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+TESTS = str(Path(__file__).parent) + os.sep
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """A rank that waits for a dead one gives up after this time."""
 
-PRELOADED = ("torchrec", "torch.distributed.optim", "torch.utils.tensorboard.writer", "sklearn.utils.extmath", "gbla_kernels")
+PRELOADED = (
+    "torchrec",
+    "torch.distributed.optim",
+    "torch.utils.tensorboard.writer",
+    "sklearn.utils.extmath",
+    "gbla_rec.models.retriever",
+    "gbla_rec.training.progress",
+)
 """What a rank has imported when it starts: of what commands need, the slow imports that start no thread (polars and pyarrow do)."""
 
 
@@ -86,13 +96,8 @@ def run_ranks(tmp_path: Path) -> RunRanks:
         directory.mkdir()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
-        environment = dict(os.environ)
-        processes = [
-            context.Process(
-                target=_ByValue(_rank_main), args=(_ByValue(fn), rank, world_size, _ByValue(args), directory, environment), daemon=True
-            )
-            for rank in range(world_size)
-        ]
+        main = _ByValue(functools.partial(_rank_main, fn, world_size, args, directory, dict(os.environ)))
+        processes = [context.Process(target=main, args=(rank,), daemon=True) for rank in range(world_size)]
         try:
             for process in processes:
                 process.start()
@@ -133,14 +138,8 @@ def launch_ranks(tmp_path: Path) -> LaunchRanks:
         environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
-        processes = [
-            context.Process(
-                target=_ByValue(_launched_rank),
-                args=(_ByValue(program), rank, world_size, _ByValue(args), directory, environment),
-                daemon=True,
-            )
-            for rank in range(world_size)
-        ]
+        main = _ByValue(functools.partial(_launched_rank, program, world_size, args, directory, environment))
+        processes = [context.Process(target=main, args=(rank,), daemon=True) for rank in range(world_size)]
         deadline = time.monotonic() + timeout_s
         for process in processes:
             process.start()
@@ -159,26 +158,26 @@ class _ByValue:
     """Pickles to what it holds; code of test files and of this file goes by value, since no other process can import it."""
 
     def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
         here = [module for module in list(sys.modules.values()) if _is_test_code(module)]
         for module in here:
             cloudpickle.register_pickle_by_value(module)
         try:
-            return cloudpickle.loads, (cloudpickle.dumps(self.value),)
+            self.pickled = cloudpickle.dumps(value)
         finally:
             for module in here:
                 cloudpickle.unregister_pickle_by_value(module)
 
+    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
+        return cloudpickle.loads, (self.pickled,)
+
 
 def _is_test_code(module: Any) -> bool:
-    path = getattr(module, "__file__", None)
-    return path is not None and Path(path).is_relative_to(Path(__file__).parent)
+    # text, not Path: thousands of modules are asked
+    return (getattr(module, "__file__", None) or "").startswith(TESTS)
 
 
 def _rank_main(
-    fn: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str]
+    fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str], rank: int
 ) -> None:
     _become_rank(rank, world_size, directory, environment)
     try:
@@ -195,13 +194,15 @@ def _rank_main(
 
 
 def _launched_rank(
-    program: Callable[..., Any], rank: int, world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str]
+    program: Callable[..., Any], world_size: int, args: tuple[Any, ...], directory: Path, environment: dict[str, str], rank: int
 ) -> None:
     _become_rank(rank, world_size, directory, environment)
     program(rank, *args)
 
 
 def _become_rank(rank: int, world_size: int, directory: Path, environment: dict[str, str]) -> None:
+    # A full collection would copy every page that is shared with the server: half a second each time a run saves.
+    gc.freeze()
     output = os.open(directory / f"{rank}.output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
