@@ -41,6 +41,53 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
+
+def _speed_up_interpreter() -> None:
+    """Leave out what Triton's interpreter does again and again without an effect; it computes what it did."""
+    from triton.runtime import interpreter
+
+    builder, languages = interpreter.interpreter_builder, (interpreter.tl, interpreter.tl.core)
+    # a check of every sum and product of integers, whose result is dropped unless in debug
+    if not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+    # a table made anew for each value that is stored; pointers cannot be hashed
+    dtype_of, dtype_of_element = interpreter._get_np_dtype, functools.cache(interpreter._get_np_dtype)
+
+    def dtype_from_table(dtype: Any) -> Any:
+        element = dtype.element_ty if isinstance(dtype, interpreter.tl.block_type) else dtype
+        return dtype_of(dtype) if isinstance(element, interpreter.tl.pointer_type) else dtype_of_element(element)
+
+    interpreter._get_np_dtype = dtype_from_table
+
+    # the language is patched for a launch and restored after it, but patched again for every call of a device function
+    patch, patched = interpreter._patch_lang, set()
+
+    @functools.cache
+    def seen_by(function: Any) -> tuple[bool, ...]:
+        values = {id(value) for value in function.__globals__.values()}
+        return tuple(id(language) in values for language in languages)
+
+    def patch_once(function: Any) -> Any:
+        if seen_by(function) in patched:
+            return None
+        scope = patch(function)
+        patched.add(seen_by(function))
+        restore = scope.restore
+
+        def restore_and_forget() -> None:
+            restore()
+            patched.clear()
+
+        scope.restore = restore_and_forget
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _speed_up_interpreter()
+
 TESTS = str(Path(__file__).parent) + os.sep
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
 """A rank that waits for a dead one gives up after this time."""
