@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -178,18 +178,8 @@ def launch_ranks(tmp_path: Path) -> LaunchRanks:
 
     def launch(program: Callable[..., Any], world_size: int, /, *args: Any, timeout_s: float = 60.0) -> list[tuple[int, str]]:
         directory = tmp_path / f"launch-{next(calls)}"
-        directory.mkdir()
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
-        main = _ByValue(functools.partial(_launched_rank, program, world_size, args, directory, environment))
-        processes = [context.Process(target=main, args=(rank,), daemon=True) for rank in range(world_size)]
         deadline = time.monotonic() + timeout_s
-        for process in processes:
-            process.start()
+        processes = _start(program, world_size, args, directory)
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in processes:
@@ -199,6 +189,37 @@ def launch_ranks(tmp_path: Path) -> LaunchRanks:
         return [(process.exitcode or 0, output) for process, output in zip(processes, outputs, strict=True)]
 
     return launch
+
+
+@pytest.fixture
+def start_rank(tmp_path: Path) -> Iterator[Callable[..., tuple[BaseProcess, Path]]]:
+    """``start_rank(program, *args)``: the process of ``launch_ranks`` of one rank as it starts, and the file of its output."""
+    started: list[BaseProcess] = []
+
+    def start(program: Callable[..., Any], *args: Any) -> tuple[BaseProcess, Path]:
+        directory = tmp_path / f"start-{len(started)}"
+        started.extend(_start(program, 1, args, directory))
+        return started[-1], directory / "0.output"
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def _start(program: Callable[..., Any], world_size: int, args: tuple[Any, ...], directory: Path) -> list[BaseProcess]:
+    directory.mkdir()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    main = _ByValue(functools.partial(_launched_rank, program, world_size, args, directory, environment))
+    processes = [context.Process(target=main, args=(rank,), daemon=True) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    return list(processes)
 
 
 class _ByValue:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,25 +14,30 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-CUT_OFF = """
-import sys, time
-import evaluation_ranks
-
-evaluation_ranks.END_SECONDS = 0.0
-CHILD = '''
+CHILD = """
 import json, os, sys, time
 from pathlib import Path
-ranks, path = int(sys.argv[1]), Path(sys.argv[2])
-found = {{"loaded": time.time(), "seconds": [2.0], "items": 80, "users": 60, "digest": "same", "metrics": {{}}}}
-if ranks == 4 or {does_second}:
+ranks, path, does_second = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[4] == "True"
+found = {"loaded": time.time(), "seconds": [2.0], "items": 80, "users": 60, "digest": "same", "metrics": {}}
+if ranks == 4 or does_second:
     path.write_text(json.dumps(found))
-Path(sys.argv[3], f"pid.{{ranks}}").write_text(str(os.getpid()))
+Path(sys.argv[3], f"pid.{ranks}").write_text(str(os.getpid()))
 time.sleep(0 if ranks == 4 else 100)
-'''
-evaluation_ranks.torchrun = lambda run_dir, ranks, path: [sys.executable, "-c", CHILD, str(ranks), str(path), {pids!r}]
-sys.argv = ["evaluation_ranks.py", "--run-dir", {run_dir!r}, "--ranks", "1", "2", "4", *{options!r}]
-evaluation_ranks.main()
 """
+
+
+def measure_without_end(rank, run_dir, pids, options, does_second):
+    """The benchmark, in a process group of its own; the launch of two ranks does not end."""
+    os.setsid()
+    sys.path.insert(0, str(BENCHMARKS))
+    import evaluation_ranks
+
+    def launched(run_dir, ranks, path):
+        return [sys.executable, "-c", CHILD, str(ranks), str(path), str(pids), str(does_second)]
+
+    evaluation_ranks.END_SECONDS, evaluation_ranks.torchrun = 0.0, launched
+    sys.argv = ["evaluation_ranks.py", "--run-dir", str(run_dir), "--ranks", "1", "2", "4", *options]
+    evaluation_ranks.main()
 
 
 def train(rank, world_size, config):
@@ -40,6 +46,13 @@ def train(rank, world_size, config):
     from gbla_rec.training.trainer import train
 
     return train(config, device=torch.device("cpu"))
+
+
+def script(rank, path, options):
+    """``python path *options``, in a process that has made the slow imports."""
+    sys.argv = [str(path), *options]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def rows_of(directory):
@@ -57,12 +70,12 @@ def run_of_nothing(tiny_run, workspace):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_one_and_two_ranks_of_a_trained_run_are_timed_and_agree(run_ranks, tiny_run, tiny_workspace, tmp_path):
+def test_one_and_two_ranks_of_a_trained_run_are_timed_and_agree(run_ranks, launch_ranks, tiny_run, tiny_workspace, tmp_path):
     config = tiny_run()
     (run_dir,) = run_ranks(train, 1, dataclasses.replace(config, training=dataclasses.replace(config.training, num_steps=2)))
-    command = [sys.executable, str(BENCHMARKS / "evaluation_ranks.py"), "--run-dir", str(run_dir), "--ranks", "1", "2"]
-    done = subprocess.run([*command, "--directory", str(tmp_path)], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--run-dir", str(run_dir), "--ranks", "1", "2", "--directory", str(tmp_path)]
+    ((status, output),) = launch_ranks(script, 1, BENCHMARKS / "evaluation_ranks.py", options, timeout_s=200.0)
+    assert status == 0, output[-3000:]
     one, two = rows_of(tmp_path)
     assert (one["ranks"], two["ranks"]) == (1, 2) and one["passes"] == two["passes"] == 2
     assert one["same as 1"] and two["same as 1"], "of all users, not of those who warm up"
@@ -70,30 +83,29 @@ def test_one_and_two_ranks_of_a_trained_run_are_timed_and_agree(run_ranks, tiny_
     notes = json.loads((tmp_path / "evaluation_ranks.json").read_text())["notes"]
     assert "60 users, 80 items, 10 beams" in notes
     # the larger number of ranks first, a line for each pass
-    said = [line for line in done.stdout.splitlines() if "pass" in line]
+    said = [line for line in output.splitlines() if "pass" in line]
     assert [line.split(":")[0] for line in said] == ["2 rank(s), pass 1", "2 rank(s), pass 2", "1 rank(s), pass 1", "1 rank(s), pass 2"]
 
 
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize(("is_told", "does_second"), [(True, False), (True, True), (False, True)])
-def test_a_launch_that_is_cut_off_keeps_what_was_measured_and_leaves_no_process(run_of_nothing, workspace, tmp_path, is_told, does_second):
-    options = [] if is_told else ["--seconds", "4"]
-    program = CUT_OFF.format(run_dir=str(run_of_nothing), pids=str(tmp_path), options=options, does_second=does_second)
-    environment = {**os.environ, "PYTHONPATH": f"{BENCHMARKS}:{os.environ.get('PYTHONPATH', '')}"}
+def test_a_launch_that_is_cut_off_keeps_what_was_measured_and_leaves_no_process(
+    start_rank, run_of_nothing, workspace, tmp_path, is_told, does_second
+):
     committed = (BENCHMARKS / "results" / "evaluation_ranks.json").read_bytes()
-    with subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        second = tmp_path / "pid.2"
-        while not (second.exists() and second.read_text()):
-            assert process.poll() is None
-            time.sleep(0.02)
-        if is_told:
-            # as timeout does, to all of them
-            os.killpg(process.pid, signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+    options = [] if is_told else ["--seconds", "4"]
+    process, output = start_rank(measure_without_end, run_of_nothing, tmp_path, options, does_second)
+    second = tmp_path / "pid.2"
+    while not (second.exists() and second.read_text()):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.02)
+    if is_told:
+        # as timeout does, to all of them
+        os.killpg(process.pid, signal.SIGTERM)
+    process.join(30)
+    errors = output.read_text()
     measured = [2, 4] if does_second else [4]
-    assert process.returncode == 1 and f"cut off at 2 rank(s); measured: {', '.join(map(str, measured))}" in errors, errors
+    assert process.exitcode == 1 and f"cut off at 2 rank(s); measured: {', '.join(map(str, measured))}" in errors, errors
     rows = rows_of(workspace / "benchmarks")
     assert [row["ranks"] for row in rows] == measured and all(row["passes"] == 1 for row in rows)
     assert rows[-1][f"speed-up over {measured[0]}"] == 1.0
