@@ -35,13 +35,14 @@ def run(*arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
     return finished
 
 
+def command(rank: int, arguments: list[str]) -> None:
+    sys.argv = ["gbla-rec", *arguments]
+    cli.main()
+
+
 @pytest.fixture
 def run_forked(launch_ranks: Any) -> Callable[..., str]:
     """``run_forked(*arguments, status=0)``: what a command prints, in a process that has torchrec already, which takes seconds."""
-
-    def command(rank: int, arguments: list[str]) -> None:
-        sys.argv = ["gbla-rec", *arguments]
-        cli.main()
 
     def forked(*arguments: str, status: int = 0) -> str:
         ((found, output),) = launch_ranks(command, 1, list(arguments), timeout_s=240.0)
@@ -88,7 +89,7 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     ids = ["--semantic-ids.embedding", "text", "--semantic-ids.embedding-dim", "8"]
     run_forked("tokenize", *mine, *ids)
     short = ["--training.num-steps", "4", "--training.validate-every", "2", "--training.save-every", "2"]
-    short += ["--model.embedding.context-features", "device"]
+    short += ["--model.embedding.context-features", "device", "--model.embedding.rows-per-table", "64", "--stream.tokens-per-batch", "300"]
     refused = run_forked("train", *mine, *short, status=2)
     assert "train with --semantic-ids.embedding text --semantic-ids.embedding-dim 8, or remove" in refused
     assert "no run" in run_forked("evaluate", status=2), "a run that could not start must leave nothing behind"
@@ -124,16 +125,18 @@ TINY = """--recipe movielens_small --dataset tiny --semantic-ids.embedding text 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(tiny_workspace: Path, run_forked: Callable[..., str]) -> None:
+def test_kill_9_and_resume_reach_the_result_of_an_undisturbed_run(
+    tiny_workspace: Path, run_forked: Callable[..., str], start_rank: Any
+) -> None:
     run_forked("train", *TINY, "--name", "whole")
-    command = [sys.executable, "-m", "gbla_apps.train", *TINY, "--name", "killed"]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process, output = start_rank(command, ["train", *TINY, "--name", "killed"])
     deadline = time.monotonic() + 120
     while not list(tiny_workspace.glob("runs/killed/*/checkpoints/step_*/progress.json")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline, output.read_text()
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
+    assert process.exitcode == -9
     # what a kill in the middle of a save leaves behind
     (checkpoint,) = sorted(tiny_workspace.glob("runs/killed/*/checkpoints/step_*"))[-1:]
     checkpoint.with_name(".tmp-step_00000099").mkdir()
