@@ -1,6 +1,8 @@
 """The ``run_ranks`` fixture: what every distributed test leans on."""
 
+import gc
 import os
+import sys
 import time
 
 import polars
@@ -32,6 +34,13 @@ def test_closures_the_environment_and_used_thread_pools_survive(run_ranks, monke
         return os.environ["GBLA_REC_TEST"], frame.lazy().group_by("a").len().collect().height
 
     assert run_ranks(check, 2) == [("set after the server started", expected)] * 2
+
+
+def test_ranks_come_from_a_server_that_started_no_thread_and_keep_its_objects_out_of_collections(run_ranks):
+    def look(rank: int, world_size: int) -> tuple[list[str], bool]:
+        return sorted({"polars", "pyarrow"} & sys.modules.keys()), gc.get_freeze_count() > 100_000
+
+    assert run_ranks(look, 1) == [([], True)]
 
 
 def test_a_failing_rank_fails_the_test_at_once_and_shows_its_traceback(run_ranks):
