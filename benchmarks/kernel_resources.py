@@ -14,14 +14,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from report import results_directory, write_report
-from triton.backends.compiler import GPUTarget
+
+from gbla_kernels.testing.compiled_kernels import call_op
 
 NUM_HEADS = 8
 HEAD_DIMS = (64, 128)
@@ -37,19 +36,6 @@ REGISTER_UNIT, SHARED_PER_PROGRAM = 8, 1024
 Rows = list[dict[str, Any]]
 
 
-class CompileOnly:
-    """What Triton asks of a driver before it loads a kernel; there is no device."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", CAPABILITY, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS)
@@ -58,7 +44,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET must not be set: interpreted kernels are not compiled")
-    triton.runtime.driver.set_active(CompileOnly())
     rows: Rows = []
     for head_dim in arguments.head_dims:
         for length, name in list(ROW_LENGTHS.items())[: 1 if arguments.quick else None]:
@@ -83,30 +68,12 @@ def notes() -> str:
 
 def compiled_kernels(length: int, head_dim: int, *, with_backward: bool) -> Rows:
     """One line per launch of a forward, and of a backward, of one row of ``length`` tokens."""
-    from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
-    from gbla_kernels.linear_attention import api, autograd
-
     found: Rows = []
 
-    def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., None]:
-        def compile_instead(*arguments: Any, **keywords: Any) -> None:
-            found.append(resources(kernel.fn.__name__, kernel.warmup(*arguments, grid=(1,), **keywords)))
+    def compile_instead(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        found.append(resources(kernel.fn.__name__, kernel.warmup(*arguments, grid=(1,), **keywords)))
 
-        return compile_instead
-
-    # the op's own choice of kernels and of their parameters, on tensors that no kernel reads
-    autograd.launch = launch
-    api.require_triton_device = lambda op, tensor: None
-    layout = JaggedLayout.from_lengths([length])
-    width = NUM_HEADS * head_dim
-    projection = torch.zeros(length, 4 * width + 64, dtype=torch.bfloat16)
-    *wide, key_gate, _ = projection.split([width] * 4 + [NUM_HEADS, 64 - NUM_HEADS], dim=-1)
-    query, key, value, output_gate = (part.view(length, NUM_HEADS, head_dim) for part in wide)
-    leaves = [query, key, value, key_gate, output_gate, torch.ones(NUM_HEADS, head_dim, dtype=torch.bfloat16)]
-    leaves = [leaf.detach().requires_grad_(with_backward) for leaf in leaves]
-    output = gated_linear_attention(*leaves, layout.offsets, layout=layout, backend=Backend.TRITON)
-    if with_backward:
-        torch.autograd.grad(output, leaves, torch.zeros_like(output))
+    call_op(compile_instead, [length], head_dim, capability=CAPABILITY, with_backward=with_backward, num_heads=NUM_HEADS)
     return found
 
 

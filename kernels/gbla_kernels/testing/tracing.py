@@ -9,15 +9,12 @@ import triton
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
-from triton.backends.compiler import GPUTarget
+
+from gbla_kernels.linear_attention.launch_config import HOPPER
+from gbla_kernels.testing.compiled_kernels import DriverWithoutDevice
 
 Written = list[list[set[str]]]
 """By graph (forward, backward) and launch: the arguments of the kernel that it writes, as torch's analysis has it."""
-
-
-class _HopperWithoutDevice:
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
 
 
 class _NotRunError(Exception):
@@ -26,7 +23,7 @@ class _NotRunError(Exception):
 
 def pretend_hopper(*apis: ModuleType) -> None:
     """From now on Triton compiles for Hopper, and these ops take tensors on the CPU for tensors on a GPU."""
-    triton.runtime.driver.set_active(_HopperWithoutDevice())
+    triton.runtime.driver.set_active(DriverWithoutDevice(10 * HOPPER))
     for api in apis:
         for check in ("require_triton_device", "require_offsets"):
             # the first would refuse tensors on the CPU, the second read them
