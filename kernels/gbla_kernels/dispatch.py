@@ -14,6 +14,9 @@ INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 Launcher = Callable[[Any, tuple[Any, ...]], Callable[..., Any]]
 """``launcher(kernel, grid)(*arguments)`` runs a kernel."""
 
+OPS_OF_HEADS = ("linear_attention", "cross_attention")
+"""Those whose kernels take more of a GPU the wider heads are."""
+
 
 def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., Any]:
     """Launch directly: the least overhead; not visible to the compiler."""
@@ -49,9 +52,10 @@ def _too_small(kernel: Any, error: Any) -> str:
     """What a kernel asks of a GPU that has less of it; an op's kernels are in a folder of its name."""
     op = kernel.fn.__module__.split(".")[-2]
     unit = "bytes of " if error.name == "shared memory" else ""
+    narrower = ", or use narrower heads (K, V <= 64)" if op in OPS_OF_HEADS else ""
     return (
         f"{op}: {kernel.fn.__name__} needs {error.required:,} {unit}{error.name}, and this GPU allows a program {error.limit:,}; "
-        "pass backend=Backend.REFERENCE, or use narrower heads (K, V <= 64)"
+        f"pass backend=Backend.REFERENCE{narrower}"
     )
 
 
