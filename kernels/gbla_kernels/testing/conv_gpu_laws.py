@@ -3,8 +3,7 @@
 # B rows, L tokens, D model width (docs/shapes.md)
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,21 +14,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from gbla_kernels.layout import JaggedLayout
 from gbla_kernels.testing.conv_laws import ConvSubject, Tensors
 from gbla_kernels.testing.cuda_graph import capture
+from gbla_kernels.testing.device_waits import synchronisations_raise
 
 BATCHES = ([0, 3, 700, 64, 5000, 9], [70, 2000, 0, 900, 513, 64, 1], [3, 4, 4000, 600, 5, 6, 7, 8], [2, 3])
 Outcome = list[Tensor]
 """Output and gradients."""
-
-
-@contextmanager
-def synchronisations_raise() -> Iterator[None]:
-    """Whatever waits for the GPU raises RuntimeError in this block."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def _run(op: Callable[..., Tensor], tensors: Tensors) -> Outcome:

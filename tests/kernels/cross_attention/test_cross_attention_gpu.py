@@ -1,8 +1,6 @@
 """Cross-attention on a GPU: exact, the same bits whoever shares the batch, no wait for the device, nothing compiled twice."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -17,6 +15,7 @@ from gbla_kernels.cross_attention.row_pairs import RowPairs
 from gbla_kernels.testing.attention_subject import assert_same_bits, output_weights, results
 from gbla_kernels.testing.cross_attention_inputs import CrossAttention, Rows
 from gbla_kernels.testing.cuda_graph import capture
+from gbla_kernels.testing.device_waits import synchronisations_raise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
@@ -29,17 +28,6 @@ BF16 = CrossAttention(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda
 
 def subject_of(dtype: torch.dtype, key_dim: int, value_dim: int) -> CrossAttention:
     return CrossAttention(backend=Backend.TRITON, dtype=dtype, device="cuda", key_dim=key_dim, value_dim=value_dim)
-
-
-@contextmanager
-def synchronisations_raise() -> Iterator[None]:
-    """Whatever waits for the GPU raises RuntimeError in this block."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("rows", [MIXED, GIANT, BEAMS], ids=["mixed", "giant", "beams"])

@@ -1,8 +1,6 @@
 """Calls never wait for the GPU, never compile again, and replay from a CUDA graph."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -13,22 +11,12 @@ from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
 from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_subject import Results, Subject, assert_same_bits, output_weights, results
 from gbla_kernels.testing.cuda_graph import capture
+from gbla_kernels.testing.device_waits import synchronisations_raise
 
 pytestmark = pytest.mark.gpu
 
 BF16 = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=2, key_dim=64, value_dim=64)
 layout_or_offsets = pytest.mark.parametrize("has_layout", [True, False], ids=["layout", "offsets"])
-
-
-@contextmanager
-def synchronisations_raise() -> Iterator[None]:
-    """Whatever waits for the GPU raises RuntimeError in this block."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @layout_or_offsets
