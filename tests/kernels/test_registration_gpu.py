@@ -26,10 +26,10 @@ from gbla_kernels import (
     rotary_embedding,
 )
 from gbla_kernels.dispatch import INTERPRETED
-from gbla_kernels.testing.attention_subject import FLOOR, Subject, Tensors, assert_same_bits, assert_within, output_weights, results
+from gbla_kernels.testing.attention_subject import FLOOR, Subject, Tensors, assert_within, output_weights, results
 from gbla_kernels.testing.conv_laws import ConvSubject
 from gbla_kernels.testing.cross_attention_inputs import CrossAttention
-from gbla_kernels.testing.cuda_graph import capture
+from gbla_kernels.testing.cuda_graph import assert_replays
 
 # where kernels are compiled, "-m gpu" runs all of these
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
@@ -139,13 +139,7 @@ def test_cuda_graph_replays_forward_and_backward(case: Case) -> None:
     second, _ = case.make(case.batches[0], 1)
     op = partial(case, **rows)
     d_output = output_weights(op(**first)).to(DTYPE)
-    static = {name: x.clone() for name, x in first.items()}
-    captured, replay = capture(lambda: results(op, static, d_output))
-    for tensors in (second, first):
-        for name, x in tensors.items():
-            static[name].copy_(x)
-        replay()
-        assert_same_bits(captured, results(op, tensors, d_output))
+    assert_replays(lambda tensors: results(op, tensors, d_output), first, second)
 
 
 class Program(nn.Module):

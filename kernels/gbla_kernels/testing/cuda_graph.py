@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import torch
 
+from gbla_kernels.testing.attention_subject import Results, Tensors, assert_same_bits
+
 T = TypeVar("T")
 
 
@@ -25,3 +27,14 @@ def capture(call: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         torch.cuda.synchronize()
 
     return captured, replay
+
+
+def assert_replays(call: Callable[[Tensors], Results], first: Tensors, second: Tensors) -> None:
+    """A captured ``call`` gives what a call gives, for new values in the same memory, and for the old ones again."""
+    static = {name: x.clone() for name, x in first.items()}
+    captured, replay = capture(lambda: call(static))
+    for tensors in (second, first):
+        for name, x in tensors.items():
+            static[name].copy_(x)
+        replay()
+        assert_same_bits(captured, call(tensors))

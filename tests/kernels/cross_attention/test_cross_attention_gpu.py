@@ -14,7 +14,7 @@ from gbla_kernels.cross_attention.launch_config import launch_config
 from gbla_kernels.cross_attention.row_pairs import RowPairs
 from gbla_kernels.testing.attention_subject import assert_same_bits, output_weights, results
 from gbla_kernels.testing.cross_attention_inputs import CrossAttention, Rows
-from gbla_kernels.testing.cuda_graph import capture
+from gbla_kernels.testing.cuda_graph import assert_replays
 from gbla_kernels.testing.device_waits import synchronisations_raise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
@@ -120,13 +120,7 @@ def test_sixty_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPatc
 def test_cuda_graph_replays_forward_and_backward() -> None:
     first, second, op = BF16.inputs(MIXED), BF16.inputs(MIXED, seed=1), BF16.op(MIXED)
     weights = output_weights(torch.empty(sum(row[0] for row in MIXED), 2, 64)).to("cuda", torch.bfloat16)
-    static = {name: x.clone() for name, x in first.items()}
-    captured, replay = capture(lambda: results(op, static, weights))
-    for inputs in (second, first):
-        for name, x in inputs.items():
-            static[name].copy_(x)
-        replay()
-        assert_same_bits(captured, results(op, inputs, weights))
+    assert_replays(lambda inputs: results(op, inputs, weights), first, second)
 
 
 def test_registered_ops_pass_opcheck() -> None:
