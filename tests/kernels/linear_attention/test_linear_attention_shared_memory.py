@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 
+import pytest
+
 LOWER = """
 import json
 
@@ -43,6 +45,7 @@ TILES = {"state_kernel": (2, 2), "output_kernel": (1, 2), "query_backward_kernel
 """Inputs that asynchronous copies bring, for K = 64 and 128: z of the output kernel only where K is 128."""
 
 
+@pytest.mark.slow
 def test_copied_tiles_are_read_without_conflicts_and_programs_fit_other_gpus(run_without_interpreter: Callable[[str], str]) -> None:
     tiles, conflicts, shared = json.loads(run_without_interpreter(LOWER))
     # what keep_operand is for: with conflicts the query side of one long row took 132 us on an H100, not 119
