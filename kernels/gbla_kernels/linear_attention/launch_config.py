@@ -112,6 +112,9 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: 
     # a slice of the state is a dot operand in shared memory and an accumulator in registers
     is_half = dtype == torch.bfloat16 and value_block <= 128 and key_block <= 128
     key_block = min(key_block, 128 if is_half or max(key_block, value_block) <= 64 else 64)
+    if not is_half and key_block == 64 >= key_dim and value_block > 128:
+        # backward without slices would take 322 KiB
+        key_block = 32
     width = max(64, key_block, value_block)
     half = _HALF if for_hopper else _HALF_ELSEWHERE
     kernels = (half if is_half else _FULL)[width]

@@ -3,7 +3,7 @@
 Needs a process of its own without the interpreter.
 """
 
-# L tokens, H heads, K = V head width (docs/shapes.md)
+# L tokens, H heads, K key width, V value width (docs/shapes.md)
 
 import re
 from collections.abc import Callable, Sequence
@@ -61,11 +61,12 @@ def call_op(
     with_backward: bool,
     dtype: torch.dtype = torch.bfloat16,
     num_heads: int = 8,
+    value_dim: int | None = None,
 ) -> None:
     """Hand over each launch of a forward, or of a forward and backward, with the op's own launch parameters for this GPU.
 
     The norm, both gates and the normaliser are on; no kernel reads the tensors. ``lengths`` are the tokens of each row, ``capability`` is
-    ten times the compute capability.
+    ten times the compute capability, ``value_dim`` (default: ``head_dim``) the width of values.
     """
 
     def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., None]:
@@ -80,11 +81,12 @@ def call_op(
     ):
         setattr(module, name, replacement)
     layout = JaggedLayout.from_lengths(lengths)
-    width = num_heads * head_dim
-    projection = torch.zeros(sum(lengths), 4 * width + 64, dtype=dtype)
-    *wide, key_gate, _ = projection.split([width] * 4 + [num_heads, 64 - num_heads], dim=-1)
-    query, key, value, output_gate = (part.view(-1, num_heads, head_dim) for part in wide)
-    inputs = [query, key, value, key_gate, output_gate, torch.ones(num_heads, head_dim, dtype=dtype)]
+    value_dim = value_dim or head_dim
+    widths = (head_dim, head_dim, value_dim, value_dim)
+    projection = torch.zeros(sum(lengths), num_heads * sum(widths) + 64, dtype=dtype)
+    *wide, key_gate, _ = projection.split([*(num_heads * width for width in widths), num_heads, 64 - num_heads], dim=-1)
+    query, key, value, output_gate = (part.unflatten(-1, (num_heads, -1)) for part in wide)
+    inputs = [query, key, value, key_gate, output_gate, torch.ones(num_heads, value_dim, dtype=dtype)]
     leaves = [tensor.detach().requires_grad_(with_backward) for tensor in inputs]
     op: Callable[..., Tensor] = api.gated_linear_attention
     output = op(*leaves, layout.offsets, layout=layout, backend=Backend.TRITON)
