@@ -91,7 +91,7 @@ def of_the_op() -> Iterator[tuple[str, str]]:
         [row(parts, **{"rows x tokens": packed, "pass": which, "variant": variant})["ms"] for which in ("forward", both)]
         for variant in ("none of these", "flash_bla")
     )
-    yield "README.md", f"left out of ours too (64), {ours[0] / peer[0]:.2f} and {short(ours[1] / peer[1])}"
+    yield "README.md", f"left out of ours too (64), {short(ours[0] / peer[0])} and {short(ours[1] / peer[1])}"
     for which in ("forward", both):
         shares = [100 * share for case in (long, packed) for share in figures(case, which, "of floor")]
         yield KERNELS, f"| {shares[0]:.0f}, {shares[2]:.0f}; {shares[1]:.0f}, {shares[3]:.0f} |"
