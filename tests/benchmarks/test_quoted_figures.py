@@ -32,6 +32,7 @@ def statements() -> Iterator[tuple[str, str]]:
     yield from of_the_layer()
     yield from of_the_op()
     yield from of_the_ops_kernels()
+    yield from of_the_convolution()
     yield from of_softmax_attention()
     yield from of_the_step()
     yield from of_several_gpus()
@@ -63,6 +64,11 @@ def of_the_layer() -> Iterator[tuple[str, str]]:
     both = [faster(32768, width, "forward+backward") for width in (512, 1024)]
     yield "README.md", f"forward {faster(2048, 512):.2f} times as fast at 2,048 tokens, slower below {below}, {above} {wide}"
     yield "README.md", f"forward and backward {both[0]:.1f} at 32,768 (D = 1,024: {both[1]:.1f})"
+    parts = report("gbla_layer")["tables"]["Parts of the GBLA layer, forward, each alone"]
+    for width in (512, 1024):
+        line = row(parts, **{"rows x tokens": "1 x 32768", "D": width})
+        products = 1000 * (line["in-projection (ms)"] + line["out-projection (ms)"])
+        yield KERNELS, f"the two products, {products:.0f} of {1000 * line['layer (ms)']:.0f} us"
 
 
 def of_the_op() -> Iterator[tuple[str, str]]:
@@ -92,6 +98,8 @@ def of_the_op() -> Iterator[tuple[str, str]]:
         for variant in ("none of these", "flash_bla")
     )
     yield "README.md", f"left out of ours too (64), {short(ours[0] / peer[0])} and {short(ours[1] / peer[1])}"
+    tiny = [1000 * figures("short, 4096 rows, mean 8.9", which, "ms")[0] for which in ("forward", both)]
+    yield KERNELS, f"The latest report has {tiny[0]:.0f} and {tiny[1]:.0f}"
     for which in ("forward", both):
         shares = [100 * share for case in (long, packed) for share in figures(case, which, "of floor")]
         yield KERNELS, f"| {shares[0]:.0f}, {shares[2]:.0f}; {shares[1]:.0f}, {shares[3]:.0f} |"
@@ -103,6 +111,20 @@ def of_the_ops_kernels() -> Iterator[tuple[str, str]]:
         line = row(report("kernel_counters")["rows"], **{"rows x tokens": "32 x 2048", "K": 64, "kernel": f"{name}_kernel"})
         shares = f"{line['memory (% of peak)']:.0f} % | {line['L1 (% of peak)']:.0f} %"
         yield KERNELS, f"| {words} | {line['us']:.0f} | {shares} | {line['warps a scheduler']:.1f} |"
+
+
+def of_the_convolution() -> Iterator[tuple[str, str]]:
+    conv = report("causal_conv1d")["rows"]
+
+    def faster(peer: str, is_long: bool, which: str, digits: int) -> str:
+        lines = [line for line in conv if line["pass"] == which and (line["rows x tokens"] != "1 x 2048") == is_long]
+        ratios = [line[f"{peer} (ms)"] / line["fused (ms)"] for line in lines]
+        return f"{min(ratios):.{digits}f} to {max(ratios):.{digits}f}".replace("0.", ".")
+
+    for peer, digits in (("compiled", 2), ("apart", 1)):
+        long, short = ([faster(peer, is_long, which, digits) for which in ("forward", "forward+backward")] for is_long in (True, False))
+        times = (" times as fast forward", " with backward") if peer == "compiled" else ("", "")
+        yield KERNELS, f"{long[0]}{times[0]} and {long[1]}{times[1]}; with 2,048 tokens {short[0]} and {short[1]}"
 
 
 def of_softmax_attention() -> Iterator[tuple[str, str]]:
