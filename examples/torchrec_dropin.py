@@ -21,7 +21,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -132,7 +131,7 @@ def main() -> None:
         backend = Backend.TRITON if device.type == "cuda" else Backend.REFERENCE  # changed
         after = shard(NextItemModel(HybridEncoder(config, backend=backend)), device)  # changed
         state = {"model": after.state_dict()}
-        dcp.load(state, checkpoint_id=checkpoint, planner=DefaultLoadPlanner(allow_partial_load=True))  # changed
+        dcp.load(state, checkpoint_id=checkpoint, planner=dcp.DefaultLoadPlanner(allow_partial_load=True))  # changed
         after.load_state_dict(state["model"])
         hits_after = train(after, device)
         if dist.get_rank() == 0:
