@@ -49,7 +49,7 @@ def _speed_up_interpreter() -> None:
     """
     from triton.runtime import interpreter
 
-    if not all(hasattr(interpreter, name) for name in ("interpreter_builder", "_get_np_dtype", "_patch_lang")):
+    if not all(hasattr(interpreter, name) for name in ("interpreter_builder", "_get_np_dtype", "_patch_lang", "_LangPatchScope")):
         return
     builder, languages = interpreter.interpreter_builder, (interpreter.tl, interpreter.tl.core)
     # a check of every sum and product of integers, whose result is dropped unless in debug
@@ -66,7 +66,7 @@ def _speed_up_interpreter() -> None:
     interpreter._get_np_dtype = dtype_from_table
 
     # the language is patched for a launch and restored after it, but patched again for every call of a device function
-    patch, patched = interpreter._patch_lang, set()
+    patch, patched, nothing = interpreter._patch_lang, set(), interpreter._LangPatchScope()
 
     @functools.cache
     def seen_by(function: Any) -> tuple[bool, ...]:
@@ -75,7 +75,8 @@ def _speed_up_interpreter() -> None:
 
     def patch_once(function: Any) -> Any:
         if seen_by(function) in patched:
-            return None
+            # a launch, too, comes here after a device function was called outside of one
+            return nothing
         scope = patch(function)
         patched.add(seen_by(function))
         restore = scope.restore
