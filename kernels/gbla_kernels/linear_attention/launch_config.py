@@ -33,7 +33,7 @@ class LaunchConfig:
 
     Attributes:
         key_block: keys of a slice of the state; ``key_block * num_key_blocks >= K``.
-        num_key_blocks: 1, unless K is so large that a state does not fit a program; then there is no path for short rows.
+        num_key_blocks: 1, unless a state is too large for one program; then there is no path for short rows.
         value_block: ``V`` rounded up to a power of two.
         state_for_backward: of a forward whose gradients are wanted; it makes a product more.
         tiny_rows: one for each of ``TINY_ROW_LIMITS``.
@@ -112,8 +112,8 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: 
     # a slice of the state is a dot operand in shared memory and an accumulator in registers
     is_half = dtype == torch.bfloat16 and value_block <= 128 and key_block <= 128
     key_block = min(key_block, 128 if is_half or max(key_block, value_block) <= 64 else 64)
-    if not is_half and key_block == 64 >= key_dim and value_block > 128:
-        # backward without slices would take 322 KiB
+    if 32 < key_dim <= 64 and value_block > 128:
+        # whole, the state would make backward take 322 KiB in fp32 and fp16; 88 in bf16, which is cut with them
         key_block = 32
     width = max(64, key_block, value_block)
     half = _HALF if for_hopper else _HALF_ELSEWHERE
