@@ -140,7 +140,7 @@ def remainder(x, rounded, DOT: tl.constexpr):
 def two_rows(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
     """``two_columns(x)``, transposed: ``(16, BLOCK)``.
 
-    For ``x`` that lies as the rows of a dot's result do: with its columns, Triton 3.6 gave wrong sums or an illegal access at K = 64.
+    For ``x`` that lies as the rows of a dot's result do: with ``two_columns``, Triton 3.6 gave wrong sums or an illegal access at K = 64.
     """
     o_row = tl.arange(0, 16)[:, None]
     rounded = x.to(DOT).to(tl.float32)

@@ -70,7 +70,10 @@ def emit_output(
     DOT: tl.constexpr,
     COPIED_AHEAD: tl.constexpr,
 ):
-    """Outputs of ``num_tokens`` tokens of one head. With NK == 1 from ``row_state``; else key slices of the state are read again."""
+    """Outputs of ``num_tokens`` tokens of one head. With NK == 1 from ``row_state``; else key slices of the state are read again.
+
+    If ``COPIED_AHEAD``, asynchronous copies bring queries and z, which lie swizzled for it (``keep_operand``).
+    """
     o_v = tl.arange(0, BV)
     m_v = o_v < V
     if HAS_NORM:
@@ -114,7 +117,7 @@ def emit_output(
         c_sum = tl.sum(c, axis=1)
         factor = normalized(u, c_sum, eps, V, NORMALIZE, HAS_NORM)
         if COPIED_AHEAD and not NORMALIZE:
-            # else nothing needs the products
+            # nothing else uses c then, and the products would be left out
             factor = keep_operand(factor, c_sum)
         y = u * factor[:, None]
         if HAS_NORM:
