@@ -171,7 +171,7 @@ def output_kernel(
     """
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
-    # 32 bits, widened where it addresses: a 64-bit index costs four registers, and with them the fourth program (K = 64, Triton 3.6)
+    # 32 bits, widened where it addresses: registers decide how many programs fit, and a 64-bit index may cost some
     i_head = i_partial % H
     # loaded here, not in a function: the compiler's analysis of writes loses values that functions return
     p_split = splits + 3 * (i_partial // H)
