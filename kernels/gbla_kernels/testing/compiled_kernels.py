@@ -62,11 +62,12 @@ def call_op(
     dtype: torch.dtype = torch.bfloat16,
     num_heads: int = 8,
     value_dim: int | None = None,
+    normalize: bool = True,
 ) -> None:
     """Hand over each launch of a forward, or of a forward and backward, with the op's own launch parameters for this GPU.
 
-    The norm, both gates and the normaliser are on; no kernel reads the tensors. ``lengths`` are the tokens of each row, ``capability`` is
-    ten times the compute capability, ``value_dim`` (default: ``head_dim``) the width of values.
+    The norm and both gates are on, and the normaliser if ``normalize``; no kernel reads the tensors. ``lengths`` are the tokens of each
+    row, ``capability`` is ten times the compute capability, ``value_dim`` (default: ``head_dim``) the width of values.
     """
 
     def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., None]:
@@ -89,7 +90,7 @@ def call_op(
     inputs = [query, key, value, key_gate, output_gate, torch.ones(num_heads, value_dim, dtype=dtype)]
     leaves = [tensor.detach().requires_grad_(with_backward) for tensor in inputs]
     op: Callable[..., Tensor] = api.gated_linear_attention
-    output = op(*leaves, layout.offsets, layout=layout, backend=Backend.TRITON)
+    output = op(*leaves, layout.offsets, layout=layout, normalize=normalize, backend=Backend.TRITON)
     if with_backward:
         torch.autograd.grad(output, leaves, torch.zeros_like(output))
 
