@@ -98,6 +98,9 @@ def of_the_op() -> Iterator[tuple[str, str]]:
         for variant in ("none of these", "flash_bla")
     )
     yield "README.md", f"left out of ours too (64), {short(ours[0] / peer[0])} and {short(ours[1] / peer[1])}"
+    share = row(parts, **{"rows x tokens": packed, "pass": "forward", "variant": "none of these"})["of floor"]
+    bare_words = f"{1e3 * ours[0]:.0f} us, {100 * share:.0f} % of its floor, where flash_bla's bare op takes {1e3 * peer[0]:.0f}"
+    yield KERNELS, f"{bare_words}; with backward {1e3 * ours[1]:.0f} and {1e3 * peer[1]:.0f}"
     tiny = [1000 * figures("short, 4096 rows, mean 8.9", which, "ms")[0] for which in ("forward", both)]
     yield KERNELS, f"The latest report has {tiny[0]:.0f} and {tiny[1]:.0f}"
     for which in ("forward", both):

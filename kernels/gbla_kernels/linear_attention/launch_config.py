@@ -112,8 +112,8 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: 
     # a slice of the state is a dot operand in shared memory and an accumulator in registers
     is_half = dtype == torch.bfloat16 and value_block <= 128 and key_block <= 128
     key_block = min(key_block, 128 if is_half or max(key_block, value_block) <= 64 else 64)
-    if 32 < key_dim <= 64 and value_block > 128:
-        # whole, the state would make backward take 322 KiB in fp32 and fp16; 88 in bf16, which is cut with them
+    if 32 < key_dim <= 64 and value_block > 128 and dtype != torch.bfloat16:
+        # whole, the state would make backward take 322 KiB; 88 in bf16
         key_block = 32
     width = max(64, key_block, value_block)
     half = _HALF if for_hopper else _HALF_ELSEWHERE
