@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
 from gbla_kernels.testing.error_budget import outputs_and_gradients, relative_error
@@ -183,7 +184,7 @@ def test_a_whole_training_step_without_a_gpu_says_so_and_succeeds(benchmarks_on_
     assert capsys.readouterr().out == "training_step.py: skipped, it needs a CUDA GPU; --smoke runs tiny sizes anywhere\n"
 
 
-def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_three_times(tmp_path):
+def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_as_often_as_it_did(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = str(BENCHMARKS / "kernel_resources.py")
     command = [sys.executable, script, "--quick", "--head-dims", "64", "--out", str(tmp_path)]
@@ -192,8 +193,9 @@ def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_three_times(tmp
     kernels = {row["kernel"]: row for row in json.loads((tmp_path / "kernel_resources.json").read_text())["rows"]}
     assert set(kernels) == {"state_kernel", "combine_states_kernel", "output_kernel"}
     assert all(row["stack (bytes)"] == row["local"] == 0 and row["instructions"] > 100 for row in kernels.values()), "nothing is spilled"
-    # 128 registers with Triton 3.6, which ran on the GPUs of the reports: four programs; 140 with 3.7
-    assert kernels["output_kernel"]["registers"] <= 140 and kernels["output_kernel"]["programs"] >= 3
+    # Triton 3.6 ran on the GPUs of the reports
+    registers, programs = (128, 4) if triton.__version__.startswith("3.6.") else (140, 3)
+    assert kernels["output_kernel"]["registers"] <= registers and kernels["output_kernel"]["programs"] >= programs
 
 
 def test_programs_at_once_are_bound_by_what_runs_out_first(benchmarks_on_path):
