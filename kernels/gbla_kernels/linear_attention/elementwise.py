@@ -87,11 +87,11 @@ def round_like(x, rows, DOT: tl.constexpr, IS_PURE: tl.constexpr):
 
 @triton.jit
 def two_columns(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
-    """``x (BLOCK,)`` as a dot operand ``(BLOCK, 16)`` whose columns add up to x: rounded, remainder, zeros.
+    """``x (BLOCK,)`` as a dot operand ``(BLOCK, 8)`` whose columns add up to x: rounded, remainder, zeros.
 
     A product with it is a reduction on the tensor cores, without the shuffles and barriers of ``tl.sum``.
     """
-    o_column = tl.arange(0, 16)[None, :]
+    o_column = tl.arange(0, 8)[None, :]
     rounded = x.to(DOT).to(tl.float32)
     values = tl.where(o_column == 0, rounded[:, None], tl.where(o_column == 1, (x - rounded)[:, None], 0.0))
     return values.to(DOT)
@@ -109,9 +109,9 @@ def add_rows(total, x, BT: tl.constexpr, DOT: tl.constexpr):
 
 @triton.jit
 def product_with_zeros(tile, total, DOT: tl.constexpr):
-    """``total (rows, 16)`` plus ``tile (rows, columns) @ 0``; for ``keep_operand``. Only a tile in the type of dot operands takes part."""
+    """``total (rows, few)`` plus ``tile (rows, columns) @ 0``; for ``keep_operand``. Only a tile in the type of dot operands takes part."""
     if tile.dtype == DOT:
-        return tl.dot(tile, tl.zeros([tile.shape[1], 16], DOT), acc=total)
+        return tl.dot(tile, tl.zeros([tile.shape[1], total.shape[1]], DOT), acc=total)
     else:
         return total
 
@@ -138,7 +138,7 @@ def remainder(x, rounded, DOT: tl.constexpr):
 
 @triton.jit
 def two_rows(x, BLOCK: tl.constexpr, DOT: tl.constexpr):
-    """``two_columns(x)``, transposed: ``(16, BLOCK)``.
+    """``two_columns(x)`` transposed, with more zeros: ``(16, BLOCK)``.
 
     For ``x`` that lies as the rows of a dot's result do: with ``two_columns``, Triton 3.6 gave wrong sums or an illegal access at K = 64.
     """

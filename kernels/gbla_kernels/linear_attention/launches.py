@@ -15,7 +15,6 @@ from gbla_kernels.dispatch import Launcher, traced_launch
 from gbla_kernels.elementwise import dot_type
 from gbla_kernels.linear_attention.key_backward import key_backward_kernel
 from gbla_kernels.linear_attention.launch_config import KernelConfig, LaunchConfig, is_hopper, launch_config
-from gbla_kernels.linear_attention.norm_weight_gradient import add_shares_kernel
 from gbla_kernels.linear_attention.output import output_kernel
 from gbla_kernels.linear_attention.query_backward import query_backward_kernel
 from gbla_kernels.linear_attention.short_rows import row_backward_kernel, row_kernel
@@ -26,7 +25,7 @@ from gbla_kernels.linear_attention.tiny_rows_backward import tiny_row_backward_k
 from gbla_kernels.row_splits import TINY_ROW_LIMITS
 
 SHARE_ROWS, SHARE_COLUMNS = 512, 8
-"""Block of a program that adds up the shares of a gradient."""
+"""Block of a program that adds up the shares of the gradient of norm_weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,6 +187,7 @@ def run_backward(
     d_key_strides = (*_strides(gradients.key), *_strides(gradients.value), *_strides(gradients.key_gate))
     num_shares = (num_splits if work.has_splits else 0) + (num_short if has_short else 0)
     d_weights = states.state.new_empty(num_shares if norm_weight is not None else 0, num_heads, value_dim)
+    d_norm_weight = None if norm_weight is None else norm_weight.new_empty(num_heads, value_dim)
     if has_short:
         for rows, first, longer_than, is_tiny, kernel in _short_rows(work, config.tiny_rows_backward, config.row_backward):
             run(tiny_row_backward_kernel if is_tiny else row_backward_kernel, (rows.shape[0] * num_heads,))(
@@ -201,14 +201,14 @@ def run_backward(
                 **({} if is_tiny else {"IS_PURE": is_pure}),
                 **_options(x, kernel, config, slices=False),
             )
+    partial = d_states = states
     if work.has_splits:
         partial = new_states(x, num_splits)
         d_states = new_states(x, num_slots)
-        # <S, dS> + <n, dn>, beside the gradients of the states
-        partial_brackets, brackets = partial.stats, d_states.stats
+        # in place of stats, their gradients have the bracket <S, dS> + <n, dn>
         run(query_backward_kernel, (num_splits * num_heads * config.num_key_blocks,))(
             *(x.query, output_gate, weight, d_out, gradients.query, d_output_gate, work.splits),
-            *(states.state, states.normalizer, states.stats, partial.state, partial.normalizer, partial_brackets),
+            *(states.state, states.normalizer, states.stats, partial.state, partial.normalizer, partial.stats),
             d_weights,
             num_short if has_short else 0,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(d_out)),
@@ -217,34 +217,28 @@ def run_backward(
             IS_PURE=is_pure,
             **_options(x, config.query_backward, config),
         )
-        fold = int(work.fold and config.num_key_blocks == 1)
-        if not fold:
-            block, num_blocks = _combine_blocks(key_dim, config)
-            run(combine_gradients_kernel, (num_slots * num_heads, num_blocks))(
-                *(partial.state, partial.normalizer, partial_brackets, work.slot_offsets),
-                *(d_states.state, d_states.normalizer, brackets, num_heads),
-                K=key_dim,
-                V=value_dim,
-                BK=block,
-                BV=config.value_block,
-                num_warps=2,
-            )
+    block, num_blocks = _combine_blocks(key_dim, config)
+    share_programs = 0 if d_norm_weight is None else triton.cdiv(int(num_heads * value_dim), SHARE_COLUMNS)
+    fold = int(work.fold and config.num_key_blocks == 1)
+    state_programs = num_slots * num_heads * num_blocks if work.has_splits and not fold else 0
+    # no branch on a size that may be symbolic
+    if d_norm_weight is not None or (work.has_splits and not fold):
+        run(combine_gradients_kernel, (share_programs + state_programs,))(
+            *(partial.state, partial.normalizer, partial.stats, work.slot_offsets),
+            *(d_states.state, d_states.normalizer, d_states.stats),
+            *(d_weights, d_weights if d_norm_weight is None else d_norm_weight, num_shares, share_programs, num_heads),
+            **{"K": key_dim, "V": value_dim, "BK": block, "BV": config.value_block},
+            **{"WIDTH": int(num_heads * value_dim), "ROWS": SHARE_ROWS, "COLUMNS": SHARE_COLUMNS, "num_warps": 2},
+        )
+    if work.has_splits:
         run(key_backward_kernel, (num_splits * num_heads * work.pieces,))(
             *(x.key, x.value, key_gate, gradients.key, gradients.value, d_key_gate, work.splits, work.slot_offsets),
-            *(states.stats, partial.state, partial.normalizer, partial_brackets),
-            *(d_states.state, d_states.normalizer, brackets, fold, work.pieces),
+            *(states.stats, partial.state, partial.normalizer, partial.stats),
+            *(d_states.state, d_states.normalizer, d_states.stats, fold, work.pieces),
             *(*key_strides, *d_key_strides, num_heads),
             **key_flags,
             **_options(x, config.key_backward, config),
         )
-    if norm_weight is None:
-        return None
-    d_norm_weight = norm_weight.new_empty(num_heads, value_dim)
-    grid = (triton.cdiv(num_heads * value_dim, SHARE_COLUMNS),)
-    run(add_shares_kernel, grid)(
-        *(d_weights, d_norm_weight, num_shares),
-        **{"WIDTH": int(num_heads * value_dim), "ROWS": SHARE_ROWS, "COLUMNS": SHARE_COLUMNS, "num_warps": 8},
-    )
     return d_norm_weight
 
 

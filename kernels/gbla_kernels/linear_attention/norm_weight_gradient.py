@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_shares"])
-def add_shares_kernel(shares, out, num_shares, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """``out (H, V)``: the sum of ``shares (num_shares, H, V)``, in an order that depends on their number alone; ``WIDTH`` is ``H V``.
+@triton.jit
+def add_shares(shares, out, num_shares, i_block, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Columns of ``out (H, V)``: the sum of ``shares (num_shares, H, V)``, in an order that depends on their number alone.
 
-    Grid ``(blocks of COLUMNS,)``: few, so that many rows are loaded at once.
+    ``WIDTH`` is ``H V``. ``COLUMNS`` are few, so that many rows are loaded at once.
     """
-    o_column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    o_column = i_block * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < WIDTH
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in range(0, num_shares, ROWS):

@@ -87,8 +87,8 @@ def emit_output(
             # loaded early: used last
             z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
         u = tl.zeros([BT, BV], tl.float32)
-        c = tl.zeros([BT, 16], tl.float32)
-        products = tl.zeros([BT, 16], tl.float32)
+        c = tl.zeros([BT, 8], tl.float32)
+        products = tl.zeros([BT, 8], tl.float32)
         # a loop, not unrolled: the code of many slices takes a minute to compile
         for j in range(NK):
             if NK == 1:

@@ -139,7 +139,7 @@ def query_backward(
         if HAS_OUTPUT_GATE:
             z = tl.load(p_output_gate + o_t[:, None] * stride_zt + o_v[None, :], mask=m_tv, other=0.0)
         u = tl.zeros([BT, BV], tl.float32)
-        c = tl.zeros([BT, 16], tl.float32)
+        c = tl.zeros([BT, 8], tl.float32)
         for j in tl.static_range(NK):
             if NK == 1:
                 slice_state, slice_normalizer = row_state, row_normalizer

@@ -1,4 +1,4 @@
-"""The gradient of a row's state: the shares of its splits, and their sum."""
+"""The gradients of a row's state and of norm_weight: the shares of splits, and their sums."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 # L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from gbla_kernels.linear_attention.elementwise import COMBINE_UNROLL, FEW_SPLITS
+from gbla_kernels.linear_attention.norm_weight_gradient import add_shares
 
 
 @triton.jit
@@ -73,7 +74,7 @@ def store_state_gradient(
         tl.store(brackets + i_partial, bracket)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_shares", "share_programs"])
 def combine_gradients_kernel(
     partial_d_state,
     partial_d_normalizer,
@@ -82,23 +83,38 @@ def combine_gradients_kernel(
     d_state,
     d_normalizer,
     brackets,
+    shares,
+    d_norm_weight,
+    num_shares,
+    share_programs,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Gradients dS and dn of one split row, head and key block; grid ``(G * H, blocks of BK keys)``."""
-    i_row = tl.program_id(0)
-    i_key = tl.program_id(1) * BK
-    first = tl.load(slot_offsets + i_row // H).to(tl.int32)
-    count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
-    if count <= FEW_SPLITS:
-        values, normalizer_values, bracket = load_state_gradient(
-            partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, FEW_SPLITS
-        )
+    """The sums of the shares of d norm_weight, then gradients dS and dn, each program of one split row, head and key block.
+
+    Grid ``(share_programs + G * H * blocks of BK keys,)``; the first ones take ``COLUMNS`` of ``WIDTH = H V`` each.
+    """
+    i_program = tl.program_id(0) - share_programs
+    if i_program < 0:
+        add_shares(shares, d_norm_weight, num_shares, tl.program_id(0), WIDTH, ROWS, COLUMNS)
     else:
-        values, normalizer_values, bracket = load_state_gradient(
-            partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
-        )
-    store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)
+        KEY_BLOCKS: tl.constexpr = (K + BK - 1) // BK
+        i_row = i_program // KEY_BLOCKS
+        i_key = i_program % KEY_BLOCKS * BK
+        first = tl.load(slot_offsets + i_row // H).to(tl.int32)
+        count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
+        if count <= FEW_SPLITS:
+            values, normalizer_values, bracket = load_state_gradient(
+                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, FEW_SPLITS
+            )
+        else:
+            values, normalizer_values, bracket = load_state_gradient(
+                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
+            )
+        store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)
