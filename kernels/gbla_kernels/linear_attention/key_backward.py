@@ -72,7 +72,7 @@ def key_backward(
         gate = load_gate(p_gate, o_t + BT, num_tokens, stride_gt, HAS_GATE)
         d_value = tl.zeros([BT, BV], tl.float32)
         d_weight = tl.zeros([BT], tl.float32)
-        products = tl.zeros([BT, 8], tl.float32)
+        products = tl.zeros([BT, 16], tl.float32)
         for j in range(NK):
             o_k = j * BK + tl.arange(0, BK)
             m_k = o_k < K
