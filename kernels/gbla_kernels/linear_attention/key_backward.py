@@ -86,8 +86,11 @@ def key_backward(
                 slice_d_state = slice_values.to(DOT)
                 slice_rest = remainder(slice_values, slice_d_state, DOT)
             key = tl.load(p_key + o_t[:, None] * stride_kt + o_k[None, :], mask=m_tk, other=0.0)
+            own_weight = weight
             if BT >= 64 and DOT == tl.bfloat16:
                 products = product_with_zeros(key, products, DOT)
+                if not HAS_GATE:
+                    own_weight = keep_operand(weight, tl.sum(products, axis=1))
             key = key.to(tl.float32)
             phi = feature_map(key, RELU)
             d_value = tl.dot((phi * weight[:, None]).to(DOT), slice_d_state, acc=d_value, input_precision="tf32x3")
@@ -98,7 +101,7 @@ def key_backward(
                 d_phi += keep_operand(tl.dot(value, tl.trans(slice_rest)), d_phi)
             d_phi += slice_d_normalizer[None, :]
             d_weight += tl.sum(phi * d_phi, axis=1)
-            d_key = weight[:, None] * d_phi * feature_map_slope(key, RELU)
+            d_key = own_weight[:, None] * d_phi * feature_map_slope(key, RELU)
             p_dk = p_d_key + o_t[:, None] * stride_dkt + o_k[None, :]
             tl.store(p_dk, d_key.to(p_d_key.dtype.element_ty), mask=m_tk)
         if BT >= 64 and DOT == tl.bfloat16:

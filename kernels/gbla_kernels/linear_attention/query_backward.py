@@ -158,6 +158,14 @@ def query_backward(
             if HAS_NORM or NORMALIZE:
                 c = tl.dot(phi, two_columns(slice_normalizer, BK, DOT), acc=c, input_precision="tf32x3")
         c = tl.sum(c, axis=1)
+        if BT >= 64 and DOT == tl.bfloat16 and not (HAS_NORM and NORMALIZE):
+            # else these hang on the sums of d norm_weight and dn
+            products = product_with_zeros(query, tl.zeros([BT, 16], tl.float32), DOT)
+            if not HAS_NORM:
+                products = product_with_zeros(d_y, products, DOT)
+                if HAS_OUTPUT_GATE:
+                    products = product_with_zeros(z, products, DOT)
+            c = keep_operand(c, tl.sum(products, axis=1))
         if HAS_NORM or NORMALIZE:
             if OUTER_PRODUCTS:
                 u = tl.dot(outer_column(c, BT, DOT), outer_row(centre, BV, DOT), acc=u)
