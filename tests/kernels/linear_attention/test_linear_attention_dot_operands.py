@@ -23,12 +23,13 @@ def operands_kernel(x, y, column, row, columns, rows, BLOCK: tl.constexpr):
     p_columns, p_rows = o_block[:, None] * 16 + o_inner[None, :], o_inner[:, None] * BLOCK + o_block[None, :]
     tl.store(column + p_columns, outer_column(b_x, BLOCK, tl.bfloat16))
     tl.store(row + p_rows, outer_row(b_y, BLOCK, tl.bfloat16))
-    tl.store(columns + p_columns, two_columns(b_x, BLOCK, tl.bfloat16))
+    o_few = tl.arange(0, 8)
+    tl.store(columns + o_block[:, None] * 8 + o_few[None, :], two_columns(b_x, BLOCK, tl.bfloat16))
     tl.store(rows + p_rows, two_rows(b_y, BLOCK, tl.bfloat16))
 
 
 def operands(x: Tensor, y: Tensor) -> list[Tensor]:
-    found = [torch.full(shape, torch.nan, dtype=torch.bfloat16) for shape in ((BLOCK, 16), (16, BLOCK)) * 2]
+    found = [torch.full(shape, torch.nan, dtype=torch.bfloat16) for shape in ((BLOCK, 16), (16, BLOCK), (BLOCK, 8), (16, BLOCK))]
     operands_kernel[(1,)](x, y, *found, BLOCK=BLOCK)
     return [operand.double() for operand in found]
 
