@@ -17,7 +17,7 @@ HOPPER, OTHER = 90, 86
 WIDEST = ((torch.bfloat16, 64, [2048]), (torch.bfloat16, 128, [2048, 200]), (torch.float32, 64, [2048, 200]), (torch.float32, 128, [2048]))
 
 
-def lowered(capability, dtype, head_dim, lengths, last, passes=(False, True), **options):
+def lowered(capability, dtype, head_dim, lengths, last, **options):
     found = {}
 
     def compile_instead(kernel, arguments, keywords):
@@ -26,7 +26,7 @@ def lowered(capability, dtype, head_dim, lengths, last, passes=(False, True), **
         if "BT" in keywords and launch not in found:
             found[launch] = lower(kernel, arguments, keywords, last=last)
 
-    for with_backward in passes:
+    for with_backward in (False, True):
         call_op(compile_instead, lengths, head_dim, capability=capability, with_backward=with_backward, dtype=dtype, **options)
     return [(launch[0], *text_and_metadata) for launch, text_and_metadata in found.items()]
 
@@ -36,8 +36,8 @@ for head_dim in (64, 128):
     for name, ttgir, _ in lowered(HOPPER, torch.bfloat16, head_dim, [2048], "ttgir"):
         tiles[f"{name} {head_dim}"], found = copied_tiles(ttgir)
         conflicts += [f"{name} {head_dim}: {read}" for read in found]
-# forward: backward has conflicts without the normaliser
-for name, ttgir, _ in lowered(HOPPER, torch.bfloat16, 64, [2048], "ttgir", passes=(False,), normalize=False):
+# at K = 64: at 128 the query side reads a tile in conflict without the normaliser
+for name, ttgir, _ in lowered(HOPPER, torch.bfloat16, 64, [2048], "ttgir", normalize=False):
     tiles[f"{name} 64 without normaliser"], found = copied_tiles(ttgir)
     conflicts += [f"{name} without normaliser: {read}" for read in found]
 for dtype, head_dim, lengths in WIDEST:
@@ -56,8 +56,8 @@ def test_copied_tiles_are_read_without_conflicts_and_programs_fit_other_gpus(run
     tiles, conflicts, shared, wide = json.loads(run_without_interpreter(LOWER))
     # what keep_operand is for: with conflicts the query side of one long row took 132 us on an H100, not 119
     assert conflicts == []
-    forward = {f"{name}_kernel 64 without normaliser": TILES[f"{name}_kernel"] for name in ("state", "output")}
-    assert tiles == {f"{name} {width}": count for name, count in TILES.items() for width in (64, 128)} | forward
+    which = ("64", "128", "64 without normaliser")
+    assert tiles == {f"{name} {variant}": count for name, count in TILES.items() for variant in which}
     assert {name for name, *_ in shared} == {*TILES, "row_kernel", "row_backward_kernel"}
     # of compute capability 8.6, 8.9 and 12.0
     assert [launch for launch in shared if launch[-1] > 99 * 1024] == []
