@@ -31,6 +31,7 @@ def statements() -> Iterator[tuple[str, str]]:
     """Page, and words that must be on it."""
     yield from of_the_layer()
     yield from of_the_op()
+    yield from of_an_h100()
     yield from of_the_ops_kernels()
     yield from of_the_convolution()
     yield from of_softmax_attention()
@@ -106,6 +107,31 @@ def of_the_op() -> Iterator[tuple[str, str]]:
     for which in ("forward", both):
         shares = [100 * share for case in (long, packed) for share in figures(case, which, "of floor")]
         yield KERNELS, f"| {shares[0]:.0f}, {shares[2]:.0f}; {shares[1]:.0f}, {shares[3]:.0f} |"
+
+
+def of_an_h100() -> Iterator[tuple[str, str]]:
+    layer, op = report("h100/gbla_layer")["rows"], report("h100/linear_attention")["rows"]
+    passes, widths = ("forward", "forward+backward"), (512, 1024)
+    faster = [row(layer, **{"rows x tokens": "1 x 32768", "D": width, "pass": which})["faster"] for width in widths for which in passes]
+    words = "at 32,768 tokens, {1:.1f} with backward (D = 1,024: {2:.1f}, {3:.1f})".format(*faster)
+    yield "README.md", f"give the layer {faster[0]:.1f} times the speed of softmax attention {words}"
+    for figure in faster[:3]:
+        yield KERNELS, f"| {figure:.1f} |"
+    shares = {
+        which: [
+            100 * row(op, **{"rows x tokens": case, "K": width, "pass": which})["of floor"]
+            for width in (64, 128)
+            for case in ("1 x 32768", "32 x 2048")
+        ]
+        for which in passes
+    }
+    for of_floor in shares.values():
+        yield KERNELS, "| {:.0f}, {:.0f}; {:.0f}, {:.0f} |".format(*of_floor)
+    (one, _, wide, _), (both, _, both_wide, _) = shares.values()
+    words = f"forward, {both:.0f} % with backward (heads of 128: {wide:.0f} %, {both_wide:.0f} %)"
+    yield "README.md", f"the op {one:.0f} % of its bytes {words}"
+    tiny = [1000 * row(op, **{"rows x tokens": "short, 4096 rows, mean 8.9", "K": 64, "pass": which})["ms"] for which in passes]
+    yield KERNELS, f"that of an H100 {tiny[0]:.0f} and {tiny[1]:.0f}"
 
 
 def of_the_ops_kernels() -> Iterator[tuple[str, str]]:
@@ -187,7 +213,7 @@ def test_a_page_quotes_the_committed_report(page: str, words: str) -> None:
     assert words in text, f"by benchmarks/results, {page} must say: {words}"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(RESULTS).with_suffix("")) for path in RESULTS.rglob("*.json")))
 @pytest.mark.usefixtures("benchmarks_on_path")
 def test_a_reports_page_is_that_of_its_json(name: str) -> None:
     from report import _markdown
