@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BUDGET = 262_144
-KERNELS = "docs/decisions/0005-kernels.md"
+KERNELS = "docs/kernels.md"
 
 
 def report(name: str) -> dict[str, Any]:
