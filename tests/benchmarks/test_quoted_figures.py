@@ -1,7 +1,7 @@
 """What README and docs say of speed and memory is what the committed reports say, and each report's page is that of its JSON."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ def short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0")
 
 
+def times(ratio: float) -> str:
+    """How many times as fast: two digits after the point below 2, one above."""
+    return short(ratio) if ratio < 1 else f"{ratio:.2f}" if ratio < 2 else f"{ratio:.1f}"
+
+
 def statements() -> Iterator[tuple[str, str]]:
     """Page, and words that must be on it."""
     yield from of_the_layer()
@@ -37,6 +42,8 @@ def statements() -> Iterator[tuple[str, str]]:
     yield from of_softmax_attention()
     yield from of_the_step()
     yield from of_several_gpus()
+    yield from of_retrieval()
+    yield from of_differences()
     first = [line for line in report("cold_start")["rows"] if line["Triton cache"] == "empty"]
     forward, backward = (sorted(line[f"op {name} (s)"] for line in first) for name in ("forward", "backward"))
     both = sorted(line["op forward (s)"] + line["op backward (s)"] for line in first)
@@ -53,18 +60,12 @@ def statements() -> Iterator[tuple[str, str]]:
 
 def of_the_layer() -> Iterator[tuple[str, str]]:
     layer = report("gbla_layer")["rows"]
-
-    def faster(length: int, width: int, which: str = "forward") -> float:
-        return float(row(layer, **{"rows x tokens": f"1 x {length}", "D": width, "pass": which})["faster"])
-
-    below = f"({short(faster(512, 512))} at 512, {short(faster(1024, 512))} at 1,024, {short(faster(1536, 512))} at 1,536)"
-    above = f"{faster(4096, 512):.1f} times as fast at 4,096, {faster(8192, 512):.1f} at 8,192, {faster(32768, 512):.1f} at 32,768"
-    wide = (
-        f"(D = 1,024: {faster(4096, 1024):.1f}, {faster(8192, 1024):.1f}, {faster(32768, 1024):.1f}; {short(faster(2048, 1024))} at 2,048)"
-    )
-    both = [faster(32768, width, "forward+backward") for width in (512, 1024)]
-    yield "README.md", f"forward {faster(2048, 512):.2f} times as fast at 2,048 tokens, slower below {below}, {above} {wide}"
-    yield "README.md", f"forward and backward {both[0]:.1f} at 32,768 (D = 1,024: {both[1]:.1f})"
+    lengths = (512, 1024, 1536, 2048, 4096, 8192, 32768, 131072)
+    for width in (512, 1024):
+        for which, words in (("forward", "forward"), ("forward+backward", "with backward")):
+            of_width = {"D": width, "pass": which}
+            cells = [times(row(layer, **{"rows x tokens": f"1 x {length}"}, **of_width)["faster"]) for length in lengths]
+            yield "README.md", f"| D = {width:,}, {words} | {' | '.join(cells)} |"
     parts = report("gbla_layer")["tables"]["Parts of the GBLA layer, forward, each alone"]
     for width in (512, 1024):
         line = row(parts, **{"rows x tokens": "1 x 32768", "D": width})
@@ -79,26 +80,24 @@ def of_the_op() -> Iterator[tuple[str, str]]:
         return tuple(row(op, **{"rows x tokens": case, "K": width, "pass": which})[column] for width in (64, 128))
 
     long, packed, both = "1 x 32768", "32 x 2048", "forward+backward"
-    equal = [figures(case, which, "flash_bla equal / ours") for case in (long, packed) for which in ("forward", both)]
-    words = ["{:.1f} ({:.1f})".format(*pair) for pair in equal]
-    yield (
-        "README.md",
-        f"one row of 32,768: {words[0]} times as fast forward, {words[1]} with backward; 32 rows of 2,048: {words[2]} and {words[3]}",
-    )
-    of_floor = [100 * share for which in ("forward", both) for share in figures(long, which, "of floor")]
-    yield (
-        "README.md",
-        f"forward {of_floor[0]:.0f} % (heads of 128: {of_floor[1]:.0f} %), with backward {of_floor[2]:.0f} % ({of_floor[3]:.0f} %)",
-    )
-    bare = [1 / share for which in ("forward", both) for share in figures(packed, which, "flash_bla bare / ours")]
-    words = ["{:.1f} ({:.1f})".format(*pair) for pair in (bare[:2], bare[2:])]
-    yield "README.md", f"is {words[0]} times as fast forward, and {words[1]} with backward, as ours with all of them"
+
+    def cells(case: str, column: str, write: Callable[[float], str]) -> str:
+        pairs = zip(*(figures(case, which, column) for which in ("forward", both)), strict=True)
+        return " | ".join(", ".join(write(figure) for figure in pair) for pair in pairs)
+
+    of_floor = cells(long, "of floor", lambda share: f"{100 * share:.0f} %")
+    yield "README.md", f"at the speed of a copy ([why](docs/kernels.md)) | {of_floor} |"
+    for case, words in ((long, "one row of 32,768"), (packed, "32 rows of 2,048")):
+        equal = cells(case, "flash_bla equal / ours", lambda ratio: f"{ratio:.1f}")
+        yield "README.md", f"| {words}: times as fast as flash_bla with equal work | {equal} |"
+    bare = cells(packed, "flash_bla bare / ours", times)
+    yield "README.md", f"| 32 rows of 2,048: times as fast as flash_bla's bare op, which has less to do | {bare} |"
     parts = report("op_parts")["rows"]
     ours, peer = (
         [row(parts, **{"rows x tokens": packed, "pass": which, "variant": variant})["ms"] for which in ("forward", both)]
         for variant in ("none of these", "flash_bla")
     )
-    yield "README.md", f"left out of ours too (64), {short(ours[0] / peer[0])} and {short(ours[1] / peer[1])}"
+    yield "README.md", f"| the same with that work left out of ours, too | {times(peer[0] / ours[0])}, {times(peer[1] / ours[1])} | |"
     share = row(parts, **{"rows x tokens": packed, "pass": "forward", "variant": "none of these"})["of floor"]
     bare_words = f"{1e3 * ours[0]:.0f} us, {100 * share:.0f} % of its floor, where flash_bla's bare op takes {1e3 * peer[0]:.0f}"
     yield KERNELS, f"{bare_words}; with backward {1e3 * ours[1]:.0f} and {1e3 * peer[1]:.0f}"
@@ -173,9 +172,9 @@ def of_the_step() -> Iterator[tuple[str, str]]:
     hybrid = [row(step["rows"], pattern="SGG", history=length, **of_budget) for length in lengths]
     rates = [line["tokens/s"] / 1e6 for line in hybrid]
     memory = [line["peak memory (GiB)"] for line in (*hybrid, *report("training_step_131072")["rows"])]
-    ratio_words = f"{faster[0]:.2f} times as fast at histories of 32,768 events, {faster[1]:.2f} at 8,192, {faster[2]:.2f} at 2,048"
-    rate_words = f"the hybrid reads {rates[0]:.1f}, {rates[1]:.1f} and {rates[2]:.1f} M tokens/s"
-    yield "README.md", f"{ratio_words}; {rate_words}, in {min(memory):.1f} to {max(memory):.1f} GiB from 2,048 to 131,072"
+    yield "README.md", f"| hybrid, M tokens/s | {' | '.join(f'{rate:.1f}' for rate in reversed(rates))} |"
+    yield "README.md", f"| times as fast as softmax attention | {' | '.join(times(ratio) for ratio in reversed(faster))} |"
+    yield "README.md", f"{min(memory):.1f} to {max(memory):.1f} GiB from 2,048 to 131,072"
     fastest = max(line["tokens/s"] for line in step["rows"]) / 1e6
     yield "docs/training.md", f"The fastest step that was measured reads {fastest:.1f} M tokens/s"
     outside = sorted(line["outside kernels (%)"] for line in hybrid)
@@ -205,6 +204,43 @@ def of_several_gpus() -> Iterator[tuple[str, str]]:
     load = f"on four its rank has {work[0]:.1f} TFLOP, where the others have {work[1]:.1f} and one GPU alone {alone:.1f}"
     yield "docs/training.md", f"{load}. The step takes {times[1]:.1f} ms, where one GPU takes {times[0]:.1f};"
     yield "docs/training.md", f"that rank's work in proportion to its TFLOP would be {times[0] * work[0] / alone:.1f}."
+
+
+BEAUTY, SPORTS, FILMS = "core_amazon_beauty", "core_amazon_sports", "ablation_movielens_small"
+
+
+def of_retrieval() -> Iterator[tuple[str, str]]:
+    def cell(table: str, configuration: str, score: str) -> str:
+        line = row(report(f"quality_{table}")["rows"], configuration=configuration, score=score)
+        # "0.0893 +- ...": the mean of the seeds
+        return " / ".join(line[metric].split()[0].removeprefix("0") for metric in ("Recall@10", "NDCG@10"))
+
+    for table, name in ((BEAUTY, "Amazon Beauty"), (SPORTS, "Amazon Sports")):
+        joint = [cell(table, configuration, "joint") for configuration in ("sggs", "ssss")]
+        generated = [cell(table, configuration, "generative") for configuration in ("sggs", "ssss")]
+        cells = " | ".join([*joint, cell(table, "sasrec-ce", "item")])
+        yield "README.md", f"| [{name}](benchmarks/results/quality_{table}.md), `joint` | {cells} |"
+        yield "README.md", f"| generated | {' | '.join(generated)} | |"
+    generated = [cell(FILMS, configuration, "generative") for configuration in ("sggs", "ssss")]
+    yield "README.md", f"| [ml-latest-small](benchmarks/results/quality_{FILMS}.md), generated | {' | '.join(generated)} | |"
+
+
+def of_differences() -> Iterator[tuple[str, str]]:
+    """Intervals over users and seeds; the report of the films has the pair the other way round."""
+    for table, first, second, words, is_reversed in (
+        (BEAUTY, "sggs (joint)", "ssss (joint)", "Amazon Beauty, `joint`, minus softmax attention", False),
+        (BEAUTY, "sggs (joint)", "sasrec-ce (item)", "Amazon Beauty, `joint`, minus SASRec", False),
+        (SPORTS, "sggs (joint)", "ssss (joint)", "Amazon Sports, `joint`, minus softmax attention", False),
+        (SPORTS, "sggs (joint)", "sasrec-ce (item)", "Amazon Sports, `joint`, minus SASRec", False),
+        (FILMS, "ssss (generative)", "sggs (generative)", "ml-latest-small, generated, minus softmax attention", True),
+    ):
+        pairs = report(f"quality_{table}")["tables"]["Main scores, row against row"]
+        cells = []
+        for metric in ("Recall@10", "NDCG@10"):
+            ends = [float(end) for end in row(pairs, first=first, second=second, metric=metric)["over users and seeds"].split(" to ")]
+            low, high = sorted(-end for end in ends) if is_reversed else ends
+            cells.append(f"{low:+.4f} to {high:+.4f}".replace("0.", "."))
+        yield "README.md", f"| {words} | {cells[0]} | {cells[1]} |"
 
 
 @pytest.mark.parametrize(("page", "words"), list(statements()))
