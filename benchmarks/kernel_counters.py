@@ -23,14 +23,15 @@ from gpu_timing import DEVICE, arguments_or_exit
 from linear_attention import LONG, PACKED, InputSet, triton_op
 from op_calls import forward_backward
 from report import write_report
-from row_lengths import uniform
+from row_lengths import uniform, zipf
 
 from gbla_kernels import JaggedLayout
 
 LONE = uniform(1, 1536)
 """Near the length from which the layer is faster than softmax attention."""
-CASES = {case.name: case for case in (LONG, PACKED, LONE)}
-WORK = ((LONG.name, 64), (PACKED.name, 64), (LONG.name, 128), (LONE.name, 64))
+ZIPF = zipf()
+CASES = {case.name: case for case in (LONG, PACKED, LONE, ZIPF)}
+WORK = ((LONG.name, 64), (PACKED.name, 64), (LONG.name, 128), (LONE.name, 64), (ZIPF.name, 128))
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "Occupancy", "LaunchStats")
 TIME = "gpu__time_duration.sum"
 PERCENTAGES = {
