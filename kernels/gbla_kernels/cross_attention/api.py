@@ -39,7 +39,8 @@ def jagged_cross_attention(
         backend: ``REFERENCE`` runs anywhere; ``TRITON`` never falls back.
 
     Returns:
-        ``(L_query, H, V)`` in the dtype of value; a query whose row has no keys gets zeros, and a zero gradient.
+        ``(L_query, H, V)`` in the dtype of value; a query whose row has no keys gets zeros, and a zero gradient. Autocast changes
+        nothing.
 
     Raises:
         ValueError: if shapes, dtypes, devices or layouts disagree; the message names the argument and both values.

@@ -37,7 +37,7 @@ def keyed_dropout(
             traced graph (torch.compile, torch.export) both are the formula itself, which a compiler fuses with its neighbours.
 
     Returns:
-        ``(L, D)`` in the dtype of ``residual + x``.
+        ``(L, D)`` in the dtype of ``residual + x``. Autocast changes nothing.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree, or a number is out of range; the message names the argument and the value.

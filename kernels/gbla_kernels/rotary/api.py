@@ -28,7 +28,8 @@ def rotary_embedding(
         backend: ``REFERENCE`` runs anywhere; ``TRITON`` is one kernel, needs CUDA (or the interpreter) and never falls back.
 
     Returns:
-        Query and key, contiguous under TRITON, in their dtypes, computed in fp32 (fp64 for fp64) and rounded once.
+        Query and key, contiguous under TRITON, in their dtypes, computed in fp32 (fp64 for fp64) and rounded once. Autocast changes
+        nothing.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree; the message names the argument and both values.
