@@ -29,8 +29,6 @@ from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
 from gbla_rec.evaluation.table import SLICE_TITLES
 
 NUM_SAMPLES = 2_000
-SHOWN_CUTOFF = 10
-"""Differences are shown at this cutoff, or at the largest one below it."""
 PAIRS = "Main scores, row against row"
 ALL_PAIRS, ALL_FIGURES, SEEDS = "Main scores, row against row, all metrics", "All figures", "Single runs"
 """Titles of the tables that are in the JSON alone."""
@@ -106,7 +104,7 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
     details = {ALL_FIGURES: figures, SEEDS: [line for row in rows for line in seed_figures(row)]}
     if len(rows) > 1:
         details[ALL_PAIRS] = [line for pair in combinations(rows, 2) for line in pair_figures(*pair)]
-        cutoff = f"@{_shown_cutoff(figures)}"
+        cutoff = f"@{_shown_cutoff(figures, TABLES[table])}"
         tables = {PAIRS: [line for line in details[ALL_PAIRS] if line["metric"].endswith(cutoff)], **tables}
     tables = {**{name: lines for name, lines in slice_tables(rows).items() if lines}, **tables}
     if removed := [line for row in rows for line in other_history_figures(row)]:
@@ -116,7 +114,9 @@ def write_table(table: str, dataset: str, jobs: Sequence[RunJob], command: str, 
         tables = {"Beams": sweep, **tables}
     notes = _notes(TABLES[table], dataset, jobs, rows, reference)
     name, origin = f"quality_{table}_{dataset}", _origin(rows)
-    return write_report(name, _shown(figures), command, notes, tables=tables, details=details, origin=origin, directory=directory)
+    return write_report(
+        name, _shown(figures, TABLES[table]), command, notes, tables=tables, details=details, origin=origin, directory=directory
+    )
 
 
 def finished_rows(jobs: Sequence[RunJob]) -> list[Row]:
@@ -262,9 +262,9 @@ def cost(row: Row) -> dict[str, Any]:
     return cells
 
 
-def _shown(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _shown(figures: Sequence[Mapping[str, Any]], table: Table) -> list[dict[str, Any]]:
     """One readable line per configuration and score, from the lines per metric."""
-    shown_cutoff = _shown_cutoff(figures)
+    shown_cutoff = _shown_cutoff(figures, table)
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for figure in figures:
         key = (figure["configuration"], figure["score"])
@@ -277,9 +277,9 @@ def _shown(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def _shown_cutoff(figures: Sequence[Mapping[str, Any]]) -> int:
+def _shown_cutoff(figures: Sequence[Mapping[str, Any]], table: Table) -> int:
     cutoffs = sorted({int(figure["metric"].partition("@")[2]) for figure in figures})
-    return max([cutoff for cutoff in cutoffs if cutoff <= SHOWN_CUTOFF], default=cutoffs[0])
+    return max([cutoff for cutoff in cutoffs if cutoff <= table.shown_cutoff], default=cutoffs[0])
 
 
 def _notes(table: Table, dataset: str, jobs: Sequence[RunJob], rows: Sequence[Row], reference: Row) -> str:

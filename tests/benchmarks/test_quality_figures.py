@@ -189,3 +189,18 @@ def test_slices_and_the_other_history_are_means_over_seeds(tmp_path: Path) -> No
     ]
     for line, above in zip(lines, (ABOVE["hybrid"]["joint"], ABOVE["sasrec"]["item"]), strict=True):
         assert line["Recall@10"] == pytest.approx(DIFFICULTY[:10].mean() + above)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("quality_*.json")), ids=lambda path: path.stem)
+def test_the_page_of_a_committed_table_shows_the_details_at_the_cutoff_of_its_table(path: Path) -> None:
+    from benchmarks.quality.collect import ALL_FIGURES, ALL_PAIRS, PAIRS, _shown
+    from benchmarks.quality.tables import TABLES
+
+    (table,) = (table for name, table in TABLES.items() if path.stem.startswith(f"quality_{name}_"))
+    report = json.loads(path.read_text())
+    assert report["rows"] == _shown(report["details"][ALL_FIGURES], table)
+    cutoff = f"@{table.shown_cutoff}"
+    shown = [line for line in report["details"].get(ALL_PAIRS, []) if line["metric"].endswith(cutoff)]
+    assert report["tables"].get(PAIRS, []) == shown
+    # of two rows or more, the page has differences between all
+    assert bool(shown) == (len({line["configuration"] for line in report["rows"] if line["score"]}) > 1)
