@@ -239,7 +239,15 @@ def test_an_error_is_one_line_unless_asked(capsys: pytest.CaptureFixture[str], m
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_are_complete_and_documented(name: str) -> None:
     assert recipe(name).name == name
-    assert RECIPES[name].__doc__
+    text = " ".join((RECIPES[name].__doc__ or "").split())
+    wanted = {
+        "figures": r"Expect\b",
+        "time": r"\d (s|minutes)\b",
+        "hardware": r"H[12]00|CPU cores",
+        "command": rf"Commands?: .*--recipe {name}\b",
+    }
+    missing = [what for what, pattern in wanted.items() if not re.search(pattern, text)]
+    assert not missing, f"the docstring of {name} lacks {missing}"
 
 
 def test_the_recipe_must_be_named() -> None:
