@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gbla_kernels import Backend, JaggedLayout, keyed_dropout
+from gbla_kernels.checks import require_backend
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, RMSNorm, SoftmaxAttention, SwiGLU
 from gbla_rec.models.step_parts import step_part
@@ -66,8 +67,12 @@ class HybridEncoder(nn.Module):
             config: of the encoder.
             backend: ``TRITON``: the fused kernels, for a GPU; ``REFERENCE``: plain torch, anywhere, slow on a GPU. The caller chooses:
                 the device of the values is not known here. The weights are the same.
+
+        Raises:
+            ValueError: if ``backend`` is not a ``Backend``.
         """
         super().__init__()
+        require_backend(backend)
         self.config = config
         # G without conv sees a bag of items: every variant gets the distance from the end
         self.recency = nn.Embedding(NUM_RECENCY_BUCKETS, config.model_dim)
@@ -79,9 +84,9 @@ class HybridEncoder(nn.Module):
         """Encode each row.
 
         Args:
-            values: ``(L, D)`` token embeddings, oldest first in each row.
+            values: ``(L, D)`` token embeddings, oldest first in each row, in the dtype of the weights or under autocast.
             offsets: ``(B + 1,)`` integers; row ``b`` is ``offsets[b]:offsets[b + 1]``, possibly empty.
-            layout: the same rows, made in collate; without it offsets are read by the host (a device sync).
+            layout: the same rows on the device of ``values``, made in collate; without it offsets are read by the host (a device sync).
             token_keys: ``(L,)`` int64, which decide what dropout drops: new ones for each step. Needed in training where
                 ``config.dropout`` is above 0; evaluation does not read them.
 
@@ -89,10 +94,17 @@ class HybridEncoder(nn.Module):
             ``(L, D)``, normalised.
 
         Raises:
-            ValueError: if values are not ``(L, model_dim)``, offsets do not cover them, or dropout lacks its keys.
+            ValueError: if values are not ``(L, model_dim)`` or of another dtype than the weights, offsets do not cover them, layout has
+                other rows, or dropout lacks its keys.
         """
         if values.dim() != 2 or values.shape[1] != self.config.model_dim:
             raise ValueError(f"values must have shape (L, model_dim) = (L, {self.config.model_dim}), got {tuple(values.shape)}")
+        dtype = self.recency.weight.dtype
+        if values.dtype != dtype and not torch.is_autocast_enabled(values.device.type):
+            raise ValueError(
+                f"values must have the dtype of the encoder's weights, {dtype}, outside of autocast, got {values.dtype}; cast one of them, "
+                "or call it under torch.autocast"
+            )
         if self.training and self.config.dropout > 0 and token_keys is None:
             raise ValueError(
                 f"token_keys must be given in training with EncoderConfig.dropout = {self.config.dropout}, got None; "
@@ -100,6 +112,8 @@ class HybridEncoder(nn.Module):
             )
         if layout is None:
             layout = JaggedLayout.from_offsets(offsets)
+        else:
+            _require_rows(layout, offsets, values.device)
         if layout.num_tokens != values.shape[0]:
             raise ValueError(f"offsets must cover values, got {layout.num_tokens} tokens in offsets and {values.shape[0]} in values")
         x = values + self.recency(recency_buckets(layout)).to(values.dtype)
@@ -110,6 +124,22 @@ class HybridEncoder(nn.Module):
             else:
                 x = block(x, layout, keys)
         return self.final_norm(x)  # type: ignore[no-any-return]
+
+
+def _require_rows(layout: JaggedLayout, offsets: Tensor, device: torch.device) -> None:
+    """Raise ValueError unless ``layout`` is of ``offsets`` and on ``device``: the layers read the layout alone."""
+    if layout.num_rows != offsets.numel() - 1:
+        raise ValueError(f"layout must have the rows of offsets, got {layout.num_rows} rows and {offsets.numel() - 1} in offsets")
+    if layout.offsets.device != device:
+        raise ValueError(
+            f"layout must be on the device of values, got {layout.offsets.device} and {device}; move it with the batch: layout.to(device)"
+        )
+    # on a GPU a look at the values would synchronise, and a compiler has none
+    if offsets.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.equal(layout.offsets_cpu, offsets.to(torch.int64)):
+        raise ValueError(
+            f"layout must have the rows of offsets, got offsets {layout.offsets_cpu.tolist()[:16]} in layout and {offsets.tolist()[:16]}; "
+            "make it of the lengths of this very batch"
+        )
 
 
 def _recomputed(block: nn.Module, x: Tensor, layout: JaggedLayout, token_keys: Tensor | None) -> Tensor:

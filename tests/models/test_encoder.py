@@ -227,6 +227,38 @@ def test_bad_values_and_offsets_are_named() -> None:
         dataclasses.replace(BASE, window=0)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "found"),
+    # the number of rows is all that a GPU's offsets tell without a synchronisation
+    [([1, 3], r"offsets \[0, 1, 4\] in layout and \[0, 2, 4\]"), ([4], "1 rows and 2 in offsets"), ([2, 2, 0], "3 rows and 2 in offsets")],
+)
+def test_a_layout_of_other_rows_is_refused(lengths: list[int], found: str) -> None:
+    encoder = HybridEncoder(BASE, backend=Backend.REFERENCE)
+    with pytest.raises(ValueError, match=f"layout must have the rows of offsets, got {found}"):
+        encoder(torch.zeros(4, 16), torch.tensor([0, 2, 4]), layout=JaggedLayout.from_lengths(lengths))
+
+
+def test_a_layout_that_was_left_on_another_device_is_refused() -> None:
+    encoder = HybridEncoder(BASE, backend=Backend.REFERENCE)
+    with pytest.raises(ValueError, match=r"layout must be on the device of values, got meta and cpu; move it"):
+        encoder(torch.zeros(4, 16), torch.tensor([0, 2, 4]), layout=JaggedLayout.from_lengths([2, 2]).to("meta"))
+
+
+def test_values_of_another_dtype_need_autocast() -> None:
+    encoder, offsets = HybridEncoder(BASE, backend=Backend.REFERENCE), torch.tensor([0, 3])
+    values = torch.randn(3, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"dtype of the encoder's weights, torch.float32, outside of autocast, got torch.bfloat16"):
+        encoder(values, offsets)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(values, offsets).isfinite().all()
+    assert encoder.bfloat16()(values, offsets).dtype == torch.bfloat16
+
+
+def test_a_backend_by_its_string_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match=r"backend must be Backend.REFERENCE or Backend.TRITON, got 'triton'"):
+        HybridEncoder(BASE, backend="triton")  # type: ignore[arg-type]
+
+
 def test_norm_keeps_the_dtype_of_its_input_and_one_epsilon() -> None:
     torch.manual_seed(0)
     norm = RMSNorm(64)
