@@ -81,9 +81,11 @@ def write_checkpoint(run_dir: Path, state: dict[str, Any], progress: Progress, g
         digests = _digests(temporary, group)
         on_first_rank(publish, group)
     except (CheckpointException, OSError) as error:
+        # a full disk shows as an error of torch's file format, and the half-written files are about to make room
+        room = on_first_rank(lambda: _room(final.parent), group)
         on_first_rank(prepare, group)
         raise OSError(
-            f"checkpoint {final} could not be saved: {_cause(error)}; make room, then train with --resume: "
+            f"checkpoint {final} could not be saved: {_cause(error)}; {room}; make room, then train with --resume: "
             "older checkpoints are as they were"
         ) from error
     return final
@@ -115,6 +117,13 @@ def load_checkpoint(checkpoint: Checkpoint, model: DistributedModelParallel, den
         if TABLE_OPTIMIZER in state:
             model.fused_optimizer.load_state_dict(state[TABLE_OPTIMIZER])
     dist.barrier()
+
+
+def _room(directory: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(directory).free / 2**20:,.1f} MiB were free on the disk"
+    except OSError as error:
+        return f"its disk cannot be asked for its room: {error}"
 
 
 def _cause(error: BaseException) -> str:

@@ -25,6 +25,7 @@ CURES = {
     errno.EPERM: "give this user the right to write there",
     errno.ENOTDIR: "a part of the path is a file: remove it",
 }
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def workspace_writable() -> Finding:
@@ -121,5 +122,8 @@ def workspace_cure(error: BaseException) -> str | None:
         return f"the workspace {root} cannot be made, for {part} is a file: set {workspace.VARIABLE} to a directory that can be written"
     # some calls name a file by its descriptor
     paths = [Path(name).absolute() for name in (error.filename, error.filename2) if isinstance(name, str)]
+    if error.filename is None and error.errno in NO_ROOM:
+        # a failed write does not say where
+        return f"no file is named; if it lies in the workspace {root}: {write_cure(error, workspace.VARIABLE)}"
     is_there = any(path.is_relative_to(root) or root.is_relative_to(path) for path in paths)
     return write_cure(error, workspace.VARIABLE) if is_there and error.errno in CURES else None

@@ -100,3 +100,23 @@ def test_a_directory_above_the_workspace_counts_and_any_other_place_does_not(
     with pytest.raises(SystemExit):
         run(fail, [])
     assert capsys.readouterr().err == f"error: [Errno 13] Permission denied: '{workspace.parent}/log.csv'\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "free space there"),
+        (errno.EDQUOT, "your quota is used up: free space there"),
+        (errno.EFBIG, "the shell limits the size of files: ulimit -f unlimited"),
+    ],
+)
+def test_a_write_that_finds_no_room_and_names_no_file_is_told_where_to_look(
+    workspace: Path, capsys: pytest.CaptureFixture[str], number: int, cure: str
+) -> None:
+    def fail(arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(SystemExit):
+        run(fail, [])
+    wanted = f"no file is named; if it lies in the workspace {workspace}: {cure}; or {CURE}"
+    assert capsys.readouterr().err == f"error: [Errno {number}] {os.strerror(number)}; {wanted}\n"
