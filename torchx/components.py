@@ -13,15 +13,20 @@ tells the rest.
 import re
 import shlex
 from dataclasses import replace
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torchx.specs as specs
+from torchx.specs.finder import ComponentValidationException
 
 EFA_DEVICE = "vpc.amazonaws.com/efa"
 NCCL_ENVIRONMENT = {"NCCL_DEBUG": "WARN"}
 # the plugin chooses EFA and its RDMA by itself since 1.7 (aws/aws-ofi-nccl, doc/efa-env-var.md): older variables stay unset
 # data workers and Triton's compiler fork, which fails once huge pages run out
 EFA_ENVIRONMENT = {"FI_EFA_USE_HUGE_PAGE": "0"}
+
+
+class ArgumentError(ComponentValidationException, ValueError):  # type: ignore[misc]
+    """An argument that is refused: TorchX shows this one as a line, without a traceback."""
 
 
 def prepare(
@@ -117,7 +122,7 @@ def train(
     resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=2, gpu=0, memMB=4096))
     app = _spmd("train", ["-m", "gbla_apps.train"], args, j, image, name, resource, env, mounts, max_retries, max_restarts, rdzv_port)
     if not 0 <= metrics_port < 65536 or metrics_port == rdzv_port:
-        raise ValueError(f"metrics_port must be a port other than rdzv_port ({rdzv_port}), or 0 for none, got {metrics_port}")
+        raise ArgumentError(f"metrics_port must be a port other than rdzv_port ({rdzv_port}), or 0 for none, got {metrics_port}")
     if metrics_port:
         (role,) = app.roles
         role.port_map["metrics"] = metrics_port
@@ -193,7 +198,7 @@ def benchmark(
         rdzv_port: port of the first node on which several nodes meet
     """
     if re.fullmatch(r"[a-z0-9_]+", script) is None:
-        raise ValueError(f"script must be the name of a file of benchmarks/ without .py, e.g. gbla_layer, got {script!r}")
+        raise ArgumentError(f"script must be the name of a file of benchmarks/ without .py, e.g. gbla_layer, got {script!r}")
     resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=8, gpu=1, memMB=65536))
     target = [f"benchmarks/{script}.py"]
     if j:
@@ -203,10 +208,30 @@ def benchmark(
 
 def _resource(h: Optional[str], cpu: int, gpu: int, memMB: int, default: specs.Resource) -> specs.Resource:
     """The named resource, or ``default``, with what the caller gave in its place: nodes offer less than the machine has."""
-    named = specs.resource(h=h) if h else default
     given = {"cpu": cpu, "gpu": gpu, "memMB": memMB}
+    for key, value in given.items():
+        if value < -1:
+            raise ArgumentError(f"{key} must not be negative, or -1 for that of h or the default, got {value}")
+    try:
+        named = specs.resource(h=h) if h else default
+    except KeyError as error:
+        raise ArgumentError(f"h must be a named resource, got {h!r}: {error.args[0]}") from error
     # -1 and not None: TorchX hands over the value of an Optional[int] as text
     return replace(named, **{key: value for key, value in given.items() if value >= 0})
+
+
+def _mounts(mounts: Optional[List[str]]) -> List[Any]:
+    try:
+        return specs.parse_mounts(mounts) if mounts else []
+    except (KeyError, ValueError) as error:
+        forms = "type=bind,src=/host,dst=/job[,readonly] or type=volume,src=CLAIM,dst=/job, one after the other"
+        raise ArgumentError(f"mounts must be {forms}, got {','.join(mounts or [])!r}, at fault: {error.args[0]}") from error
+
+
+def _require_not_negative(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise ArgumentError(f"{name} must not be negative, got {number}")
 
 
 def _one_process(
@@ -220,6 +245,7 @@ def _one_process(
     mounts: Optional[List[str]],
     max_retries: int,
 ) -> specs.AppDef:
+    _require_not_negative(max_retries=max_retries)
     role = specs.Role(
         name=role_name,
         image=image,
@@ -228,7 +254,7 @@ def _one_process(
         env=_environment(resource, 1) | (env or {}),
         max_retries=max_retries,
         resource=resource,
-        mounts=specs.parse_mounts(mounts) if mounts else [],
+        mounts=_mounts(mounts),
     )
     return specs.AppDef(name=name, roles=[role])
 
@@ -249,11 +275,14 @@ def _spmd(
 ) -> specs.AppDef:
     shape = re.fullmatch(r"(?:(\d+):)?([1-9]\d*)x([1-9]\d*)", j)
     if shape is None or not 1 <= int(shape[1] or 1) <= int(shape[2]):
-        raise ValueError(f"j must be [MIN_NNODES:]NNODESxNPROC with 1 <= MIN_NNODES <= NNODES, e.g. 1x2, got {j!r}")
+        raise ArgumentError(f"j must be [MIN_NNODES:]NNODESxNPROC with 1 <= MIN_NNODES <= NNODES, e.g. 1x2, got {j!r}")
+    _require_not_negative(max_retries=max_retries, max_restarts=max_restarts)
+    if not 0 < rdzv_port < 65536:
+        raise ArgumentError(f"rdzv_port must be a port, 1 to 65535, got {rdzv_port}")
     num_nodes, num_processes = int(shape[2]), int(shape[3])
     if resource.gpu > 0 and num_processes > resource.gpu:
         cure = "lower NPROC or raise --gpu"
-        raise ValueError(f"j must not ask for more processes than GPUs on a node, got {j!r} and gpu={resource.gpu}; {cure}")
+        raise ArgumentError(f"j must not ask for more processes than GPUs on a node, got {j!r} and gpu={resource.gpu}; {cure}")
     # the scheduler names the first node in a variable, which only the shell on the node can read: the one part not quoted
     meeting_point = "localhost:0" if num_nodes == 1 else f"$${{{specs.macros.rank0_env}:=localhost}}:{rdzv_port}"
     launcher = ["--rdzv-backend", "c10d", "--rdzv-id", specs.macros.app_id, "--nnodes", j.split("x")[0]]
@@ -271,7 +300,7 @@ def _spmd(
         port_map={"c10d": rdzv_port},
         max_retries=max_retries,
         resource=resource,
-        mounts=specs.parse_mounts(mounts) if mounts else [],
+        mounts=_mounts(mounts),
     )
     return specs.AppDef(name=name, roles=[role])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from torchx import specs
+from torchx.cli.main import main as torchx_main
 from torchx.runner import get_runner
 from torchx.specs.file_linter import validate
 
@@ -144,6 +145,36 @@ def test_the_metrics_port_is_opened_and_told_to_the_app():
     for port in ("29500", "-1", "65536"):
         with pytest.raises(ValueError, match="metrics_port must be a port other than rdzv_port"):
             role_of("train", f"--metrics_port={port}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rdzv_port", "0"], "rdzv_port must be a port, 1 to 65535, got 0"),
+        (["--rdzv_port", "65536"], "rdzv_port must be a port, 1 to 65535, got 65536"),
+        (["--max_retries=-1"], "max_retries must not be negative, got -1"),
+        (["--max_restarts=-1"], "max_restarts must not be negative, got -1"),
+        (["--cpu=-2"], "cpu must not be negative, or -1 for that of h or the default, got -2"),
+        (["-h", "nowhere"], "h must be a named resource, got 'nowhere': .*aws_p5.48xlarge"),
+        (["--mounts", "type=bind,src=/x"], "mounts must be .*, got 'type=bind,src=/x', at fault: dst"),
+        (["--mounts", "type=tape,src=/x,dst=/y"], "mounts must be .*, got 'type=tape,src=/x,dst=/y', at fault: .*tape"),
+        (["--mounts", "src=/x"], "mounts must be .*, got 'src=/x', at fault: type must be specified first"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_rule(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        role_of("train", *arguments)
+
+
+def test_data_steps_refuse_a_negative_number_of_retries_too():
+    with pytest.raises(ValueError, match="max_retries must not be negative, got -1"):
+        role_of("prepare", "--max_retries=-1")
+
+
+def test_a_wrong_argument_ends_torchx_with_a_line_and_no_traceback(caplog):
+    with pytest.raises(SystemExit) as ended:
+        torchx_main(["run", "-s", "local_cwd", "--dryrun", f"{COMPONENTS}:train", "-j", "0x1"])
+    assert ended.value.code == 1 and "j must be [MIN_NNODES:]NNODESxNPROC" in caplog.text and "Traceback" not in caplog.text
 
 
 def test_network_variables_follow_the_devices_and_can_be_replaced():
