@@ -27,7 +27,7 @@ class Vocabulary:
 def build_vocabulary(log: EventLog, table: ItemTable | None) -> Vocabulary:
     """Count users, items and context values in streaming passes; only the distinct values are held.
 
-    Items of the log that the item table lacks are kept, without text, and a warning counts them.
+    Items of the log that the item table lacks are kept, without text, and a warning counts them, as one counts the events of blank ids.
 
     Raises:
         ValueError: if a user of a grouped log has more than one row, or the item table has a bad row or no item of the log.
@@ -41,7 +41,10 @@ def build_vocabulary(log: EventLog, table: ItemTable | None) -> Vocabulary:
         _require_shared_items(table, catalogue, absent, len(seen))
         _warn_of_absent_items(absent, len(seen), int(seen[COUNT].sum()))
         items = pl.concat([catalogue, absent.select(pl.col(ITEM).alias("item_id"))], how="diagonal")
-    return Vocabulary(_users(log), items.sort("item_id"), context)
+    users = _users(log)
+    for kind, ids, counts in (("user", users[USER], users[COUNT]), ("item", seen[ITEM], seen[COUNT])):
+        _warn_of_blank_ids(kind, ids, counts)
+    return Vocabulary(users, items.sort("item_id"), context)
 
 
 def shard_ranges(counts: NDArray[np.int64], max_events: int) -> list[range]:
@@ -100,4 +103,19 @@ def _warn_of_absent_items(absent: pl.DataFrame, num_items: int, num_events: int)
             int(absent[COUNT].sum()),
             num_events,
             absent[ITEM].min(),
+        )
+
+
+def _warn_of_blank_ids(kind: str, ids: pl.Series, counts: pl.Series) -> None:
+    """Some writers of CSV put a missing value in quotes: then all events without a user are one long history."""
+    if ids.dtype != pl.String:
+        return
+    is_blank = ids.str.strip_chars() == ""
+    if is_blank.any():
+        logger.warning(
+            "%d of %d events have a blank %s id, %r, which is an id like any other; if it stands for a missing one, remove these events",
+            int(counts.filter(is_blank).sum()),
+            int(counts.sum()),
+            kind,
+            ids.filter(is_blank).min(),
         )

@@ -141,7 +141,8 @@ def _values(group: RunGroup, method: str | None, history: History, frames: Mappi
                     f"{run.run_dir} was not evaluated with the own history {history}; evaluate it again: "
                     f"gbla-rec evaluate --run-dir {run.run_dir} --both-histories"
                 )
-            raise ValueError(f"{run.run_dir} has no method {name!r}; it has {', '.join([*scores, *run.results['methods']])}")
+            there = ", ".join([*scores, *run.results["methods"]])
+            raise ValueError(f"{run.run_dir} has no score {name!r} (--score, --a-score, --b-score); it has {there}")
         by_run.append(found)
     metrics = [metric for metric in by_run[0] if all(metric in found for found in by_run)]
     stacked = {metric: np.stack([found[metric] for found in by_run], axis=1) for metric in metrics}

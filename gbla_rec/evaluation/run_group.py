@@ -179,7 +179,12 @@ def find_runs(specification: str | Path) -> list[Path]:
         run = EvaluatedRun.open(found.parent)
         newest[run.name, run.seed] = found.parent
     if not newest:
-        raise FileNotFoundError(
-            f"no evaluated run called {path.name!r} in {workspace.root() / 'runs'}; evaluate one: gbla-rec evaluate --name {path.name}"
-        )
+        raise FileNotFoundError(f"no evaluated run called {path.name!r} in {workspace.root() / 'runs'}; {_how_to_have_one(path.name)}")
     return list(newest.values())
+
+
+def _how_to_have_one(name: str) -> str:
+    if workspace.run_dirs(name):
+        return f"evaluate one: gbla-rec evaluate --name {name}"
+    evaluated = sorted({path.parent.parent.name for path in workspace.runs_dir("*").parent.glob(f"*/*/{RESULTS}")})
+    return f"none was trained under this name; evaluated runs are called: {', '.join(evaluated) or 'none yet'}"

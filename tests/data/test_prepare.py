@@ -233,6 +233,18 @@ def test_a_log_with_rows_twice_is_kept_with_a_warning(prepare_frame: PrepareFram
     assert twice.manifest.num_events == 8 and "3 of 8 events repeat another one of their user" in caplog.text
 
 
+@pytest.mark.parametrize("csv", [False, True])
+def test_blank_ids_are_kept_with_a_warning(prepare_frame: PrepareFrame, caplog: pytest.LogCaptureFixture, csv: bool) -> None:
+    log = pl.DataFrame({"user_id": ["", "u", "", " "], "item_id": ["a", "\t", "b", "c"], "timestamp": [1, 2, 3, 4]})
+    with caplog.at_level(logging.WARNING):
+        prepare_frame(log.with_columns(pl.lit("x").alias("user_id"), pl.lit("y").alias("item_id")), csv=csv)
+        prepare_frame(log.with_columns(user_id=pl.lit(0), item_id=pl.lit(0)), csv=csv)
+        assert "blank" not in caplog.text
+        dataset = prepare_frame(log, csv=csv)
+    assert "3 of 4 events have a blank user id, ''" in caplog.text and "1 of 4 events have a blank item id, '\\t'" in caplog.text
+    assert dataset.manifest.num_users == 3 and dataset.history("").items.tolist() == [1, 2]
+
+
 def test_every_string_column_is_text_by_default(prepare_frame: PrepareFrame) -> None:
     log = pl.DataFrame({"user_id": [1], "item_id": ["x"], "timestamp": [1]})
     table = pl.DataFrame({"title": ["t"], "item_id": ["x"], "year": [1999], "genre": ["g"]})

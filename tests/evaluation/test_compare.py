@@ -136,10 +136,15 @@ def test_groups_of_unlike_runs_and_missing_values_are_refused_by_name(evaluated_
         RunGroup.find([first, other])
     with pytest.raises(ValueError, match=r"distinct seeds, .*runs/a/1-0 and .*runs/c/1-0 both have 0"):
         RunGroup.find([first, evaluated_runs.write("c", 0, values)])
-    with pytest.raises(FileNotFoundError, match="no evaluated run called 'd' in"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no evaluated run called 'd' in .*; none was trained under this name; .* called: a, b, c$"
+    ):
+        RunGroup.find(["d"])
+    (evaluated_runs.write("d", 0, values) / "results.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no evaluated run called 'd' in .*; evaluate one: gbla-rec evaluate --name d$"):
         RunGroup.find(["d"])
     group = RunGroup.find([first])
-    with pytest.raises(ValueError, match="has no method 'joint'; it has generative, a, item-kNN"):
+    with pytest.raises(ValueError, match=r"has no score 'joint' .--score, --a-score, --b-score.; it has generative, a, item-kNN"):
         compare(group, group, first_method="joint")
     with pytest.raises(ValueError, match=r"not evaluated with the own history removed; .* --both-histories"):
         compare(group, group, history="removed")

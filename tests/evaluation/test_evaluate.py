@@ -93,7 +93,7 @@ def recommend(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
     )
     errors = []
     for attempt in (
-        lambda: recommender.for_user("no number", 5),
+        lambda: recommender.for_user("--5", 5),
         lambda: recommender.for_user("77777", 5),
         lambda: recommender.for_history("title 3", 5),
     ):
