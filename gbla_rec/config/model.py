@@ -34,7 +34,7 @@ class EmbeddingConfig:
     rows_per_table: int = 1 << 20
     """Of an item table, about the number of items; with fewer more items share a row."""
     dim: int = 64
-    """Width of one row; TorchRec's EmbeddingCollection wants one width for all tables."""
+    """Width of one row, a multiple of 4 (fbgemm's rule); TorchRec's EmbeddingCollection wants one width for all tables."""
     hash_seed: int = 0
     context_features: tuple[str, ...] = ()
     """Context columns of the prepared dataset that are embedded."""
@@ -74,6 +74,7 @@ class EmbeddingConfig:
         require(0 < self.cache_load_factor <= 1, "EmbeddingConfig.cache_load_factor", "lie in (0, 1]", self.cache_load_factor)
         require(0 <= self.memory_reserve < 1, "EmbeddingConfig.memory_reserve", "lie in [0, 1)", self.memory_reserve)
         require_positive(self, "num_hashes", "rows_per_table", "dim")
+        require(self.dim % 4 == 0, "EmbeddingConfig.dim", "be a multiple of 4, as fbgemm wants the rows of its tables", self.dim)
         require(self.semantic_code_dim >= 0, "EmbeddingConfig.semantic_code_dim", "not be negative", self.semantic_code_dim)
         require(0 <= self.id_dropout <= 1, "EmbeddingConfig.id_dropout", "lie in [0, 1]", self.id_dropout)
         for name, dropout in (("event_dropout", self.event_dropout), ("token_dropout", self.token_dropout)):

@@ -12,6 +12,11 @@ from gbla_rec.models.encoder import HybridEncoder
 CONFIG = EmbeddingConfig(num_hashes=2, rows_per_table=5000, dim=16, context_features=("kind",))
 
 
+def test_a_width_that_fbgemm_refuses_is_refused_before_there_are_tables() -> None:
+    with pytest.raises(ValueError, match=r"EmbeddingConfig\.dim must be a multiple of 4, .*, got 6"):
+        EmbeddingConfig(dim=6)
+
+
 def test_tables_are_one_per_hash_and_context_column() -> None:
     tables = item_tables(CONFIG, {"kind": 3, "unused": 4}, torch.device("cpu"))
     sizes = {config.name: (config.num_embeddings, config.embedding_dim) for config in tables.embedding_configs()}
