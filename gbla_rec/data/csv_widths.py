@@ -51,6 +51,13 @@ def first_unequal_row(path: Path, errors: str) -> str | None:
         csv.field_size_limit(limit)
 
 
+def count_in_header(path: Path, column: str) -> int:
+    """How often the header of a CSV file in UTF-8, separated by commas, has ``column``."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
+        # the reader of the values skips blank lines before the header
+        return next(filter(None, csv.reader(file)), []).count(column)
+
+
 def _unequal_row(file: TextIO) -> str | None:
     # to the reader of the values a carriage return alone is text; the csv module would end the row
     own_lines: list[str] = []

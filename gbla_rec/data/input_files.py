@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from gbla_rec.data.csv_widths import first_unequal_row, why_unequal_widths
+from gbla_rec.data.csv_widths import count_in_header, first_unequal_row, why_unequal_widths
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 CSV_SUFFIXES = (".csv",)
@@ -33,7 +33,7 @@ class InputFile:
     schema: dict[str, pl.DataType]
 
     def require_columns(self, columns: Sequence[str], what: str, *, cure: str) -> None:
-        """Refuse the file if it lacks one of ``columns``.
+        """Refuse the file if it lacks one of ``columns``, or its header has one twice.
 
         Args:
             columns: that it must have.
@@ -41,7 +41,7 @@ class InputFile:
             cure: what helps a file that is separated as it should be.
 
         Raises:
-            ValueError: naming the file, the missing column and the columns it has.
+            ValueError: naming the file and the column, and if that is missing the columns it has.
         """
         for column in columns:
             if column not in self.schema:
@@ -49,6 +49,9 @@ class InputFile:
                 if self.is_csv and set(only) & set(OTHER_SEPARATORS):
                     cure = "a CSV must be separated by commas"
                 raise ValueError(f"{self.path}: {what} column {column!r} is missing; the file has {sorted(self.schema)}; {cure}")
+            # what the reader calls the second column of a name; a file may have such a name of its own
+            if self.is_csv and f"{column}_duplicated_0" in self.schema and count_in_header(self.path, column) > 1:
+                raise ValueError(f"{self.path}: {what} column {column!r} is twice in the header; rename or remove one of them")
 
     def require_equal_widths(self) -> None:
         """Refuse a CSV file in which a row has more or fewer fields than the header, also in columns that are not read.

@@ -296,3 +296,12 @@ def test_an_existing_output_is_refused_and_untouched(tmp_path: Path, make: Calla
     GOOD.write_parquet(tmp_path / "log.parquet")
     make(tmp_path / "out")
     refuse(tmp_path, FileExistsError, "out", "exists")
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n"])
+def test_a_column_that_the_header_has_twice_is_refused_if_it_is_read(tmp_path: Path, before: str) -> None:
+    (tmp_path / "log.csv").write_text(f"{before}user_id,item_id,timestamp,timestamp\n1,2,3,4\n")
+    refuse(tmp_path, ValueError, "log.csv: time column 'timestamp' is twice in the header", name="log.csv")
+    (tmp_path / "other.csv").write_text(f"{before}user_id,item_id,timestamp,timestamp_duplicated_0,a,a\n1,2,3,4,5,6\n")
+    config = PrepareConfig(name="x", events=tmp_path / "other.csv", context_columns=("timestamp_duplicated_0",))
+    assert prepare(config, tmp_path / "out").manifest.num_events == 1
