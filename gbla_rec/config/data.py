@@ -27,8 +27,11 @@ class SplitConfig:
     """``together`` moves a cut back to the first event of its timestamp, so that tied events stay on one side;
     ``ordered`` trusts the order of the file."""
     validation_time: int | None = None
+    """Of the first event of validation, in the unit of the timestamps; of dates and ISO-8601 text microseconds since 1970 UTC."""
     test_time: int | None = None
+    """Of the first event of the test, in the same unit."""
     temporal_fraction: float = 0.1
+    """Part of the events that tests, and as much validates, where no times are given."""
 
     def __post_init__(self) -> None:
         require_choice(self, "kind", SplitKind)
@@ -38,7 +41,8 @@ class SplitConfig:
         both = (self.validation_time is None) == (self.test_time is None)
         require(both, "SplitConfig.validation_time", "be given together with test_time", self.validation_time)
         if self.validation_time is not None and self.test_time is not None:
-            require(self.validation_time < self.test_time, "SplitConfig.validation_time", "lie before test_time", self.validation_time)
+            times = (self.validation_time, self.test_time)
+            require(self.validation_time < self.test_time, "SplitConfig.validation_time", "lie before test_time", times)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

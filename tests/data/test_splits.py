@@ -84,3 +84,8 @@ def test_temporal_quantiles_are_resolved_exactly() -> None:
 def test_temporal_without_times_is_refused() -> None:
     with pytest.raises(ValueError, match="needs timestamps"):
         resolve_split(SplitConfig(kind="temporal"), None)
+
+
+def test_times_in_the_wrong_order_are_both_named() -> None:
+    with pytest.raises(ValueError, match=r"SplitConfig\.validation_time must lie before test_time, got \(5, 3\)"):
+        SplitConfig(kind="temporal", validation_time=5, test_time=3)
