@@ -200,8 +200,8 @@ class TrainingStream:
         raise ValueError(
             f"user {planned.shard.user_ids[user_row - planned.shard.first_user]!r}: "
             f"a sample of {planned.samples.lengths[sample]} events is longer than StreamConfig.tokens_per_batch="
-            f"{self._config.tokens_per_batch}; raise it, lower max_history_length="
-            f"{self._config.max_history_length}, or set oversized='own_batch'"
+            f"{self._config.tokens_per_batch}; raise it (--stream.tokens-per-batch), lower max_history_length="
+            f"{self._config.max_history_length} (--stream.max-history-length), or set --stream.oversized own_batch"
         )
 
     def _costs(self, lengths: NDArray[np.int64], num_targets: NDArray[np.int64]) -> NDArray[np.float64]:

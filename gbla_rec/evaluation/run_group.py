@@ -151,7 +151,8 @@ def common_name(names: Sequence[str]) -> str:
     if len(set(names)) == 1:
         return names[0]
     stems = {SEED_ENDING.sub("", name) for name in names}
-    return stems.pop() if len(stems) == 1 and "" not in stems else all_names(names)
+    is_told_by_seeds = len(stems) == 1 and stems.isdisjoint({"", *names})
+    return stems.pop() if is_told_by_seeds else all_names(names)
 
 
 def all_names(names: Iterable[str]) -> str:

@@ -182,6 +182,7 @@ def test_tables_show_means_spread_and_both_intervals(evaluated_runs: Any, capsys
         (["classes-1"], "classes-1"),
         (["b", "a", "b"], "a + b"),
         (["shop_sss", "shop"], "shop + shop_sss"),
+        (["k", "k2"], "k + k2"),
         (["0", "1"], "0 + 1"),
     ],
 )
