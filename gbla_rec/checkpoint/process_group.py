@@ -57,6 +57,14 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def require_process_group(caller: str) -> None:
+    """Raise RuntimeError unless this process has joined a group; the sharded tables need one, also of one process."""
+    if not dist.is_initialized():
+        raise RuntimeError(
+            f"{caller} needs a process group: call it within `with gbla_rec.checkpoint.process_group.process_group() as device:`"
+        )
+
+
 def local_device() -> torch.device:
     """This rank's GPU, or the CPU when there is none."""
     if not torch.cuda.is_available():

@@ -16,6 +16,7 @@ from gbla_rec import workspace
 from gbla_rec.checkpoint.cluster import Cluster
 from gbla_rec.checkpoint.host_placement import HostPlacement, host_placement
 from gbla_rec.checkpoint.plan_search import PlanRequest
+from gbla_rec.checkpoint.process_group import require_process_group
 from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids, require_settings
 from gbla_rec.checkpoint.sharding import planned_tables, sharded_retriever, table_kernels, unwrap
 from gbla_rec.config import RunConfig, multiply_adds
@@ -60,7 +61,9 @@ class RunParts:
             ValueError: if the semantic IDs belong to another version of the dataset, were made with other settings, or are not those of
                 ``run_dir``, if the device lacks the kernels that the config chooses, or if a rank has no memory for its part of the
                 model.
+            RuntimeError: without a process group.
         """
+        require_process_group("RunParts.open")
         _require_kernels(config, device)
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
         ids_dir = workspace.semantic_ids_dir(config.dataset)
