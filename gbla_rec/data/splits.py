@@ -4,6 +4,7 @@ Histories are jagged: ``E`` events of ``U`` users, ``offsets (U + 1,)``. Events 
 are for training, ``[validation_begin, test_begin)`` are the validation targets, ``[test_begin, n)`` the test targets.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -14,6 +15,7 @@ from gbla_rec.data.schema import SplitInfo
 
 Int64Array = NDArray[np.int64]
 HISTOGRAM_BITS = 16
+logger = logging.getLogger(__name__)
 
 
 def tie_group_starts(offsets: Int64Array, timestamps: Int64Array | None) -> Int64Array:
@@ -91,7 +93,26 @@ def resolve_split(config: SplitConfig, timestamps: Callable[[], Iterable[Int64Ar
                     f"SplitConfig.temporal_fraction={config.temporal_fraction}: validation and test would both begin at "
                     f"{test_time} because so many events share that timestamp; give validation_time and test_time"
                 )
+        else:
+            _warn_of_times_outside(timestamps, validation_time, test_time)
     return SplitInfo(config.kind, config.ties, config.num_targets, validation_time, test_time)
+
+
+def _warn_of_times_outside(timestamps: Callable[[], Iterable[Int64Array]], validation_time: int, test_time: int) -> None:
+    """A time in another unit than the log's leaves no event on one of its sides."""
+    ends = [(int(part.min()), int(part.max())) for part in timestamps() if len(part)]
+    if not ends:
+        return
+    first, last = min(low for low, _ in ends), max(high for _, high in ends)
+    for name, time in (("validation_time", validation_time), ("test_time", test_time)):
+        if not first < time <= last:
+            logger.warning(
+                "SplitConfig.%s = %d has all events of the log on one side: the first is at %d, the last at %d; is it in their unit?",
+                name,
+                time,
+                first,
+                last,
+            )
 
 
 def quantile_time(timestamps: Callable[[], Iterable[Int64Array]], fraction: float) -> int:

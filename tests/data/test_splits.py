@@ -81,6 +81,20 @@ def test_temporal_quantiles_are_resolved_exactly() -> None:
     assert (given_times.validation_time, given_times.test_time) == (3, 9)
 
 
+def test_times_that_leave_all_events_on_one_side_are_warned_of_with_those_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def warnings_of(validation_time: int, test_time: int) -> list[str]:
+        caplog.clear()
+        split = SplitConfig(kind="temporal", validation_time=validation_time, test_time=test_time)
+        resolve_split(split, lambda: [np.array([50, 10]), np.array([], np.int64), np.array([90])])
+        return [record.getMessage() for record in caplog.records]
+
+    assert warnings_of(11, 90) == []
+    (late,) = warnings_of(11, 91)
+    assert "SplitConfig.test_time = 91 " in late and "the first is at 10, the last at 90" in late
+    assert [words.split()[0] for words in warnings_of(10, 90)] == ["SplitConfig.validation_time"]
+    assert len(warnings_of(91_000, 92_000)) == 2
+
+
 def test_temporal_without_times_is_refused() -> None:
     with pytest.raises(ValueError, match="needs timestamps"):
         resolve_split(SplitConfig(kind="temporal"), None)
