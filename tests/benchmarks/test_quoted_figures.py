@@ -174,9 +174,21 @@ def of_the_convolution() -> Iterator[tuple[str, str]]:
 
 
 def of_softmax_attention() -> Iterator[tuple[str, str]]:
-    lines = report("softmax_attention")["rows"]
+    lines, passes = report("softmax_attention")["rows"], ("forward", "forward+backward")
     even = [line["jagged / dense cuDNN"] for line in lines if line["rows x tokens"] in ("1 x 32768", "8 x 8192", "32 x 2048")]
     yield KERNELS, f"rows of one length, which are dense here too, {short(min(even))} to {max(even):.2f} of its time"
+    of_dense = [line["jagged / dense cuDNN"] for line in lines if line.get("jagged / dense cuDNN") is not None]
+    yield "docs/decisions/0005-kernels.md", f"It takes {short(min(of_dense))} to {max(of_dense):.2f} of the time of dense cuDNN"
+    less, moved = (
+        [
+            f"{row(lines, **{'rows x tokens': case, 'K': width, 'pass': which})['jagged / dense cuDNN']:.2f}"
+            for width in (64, 128)
+            for which in passes
+        ]
+        for case in ("32 x 2048, one token less", "32 x 2048, one token moved")
+    )
+    yield KERNELS, "which makes them ragged, {} forward and {} with backward (K = 128: {}, {})".format(*less)
+    yield KERNELS, "which has a launch of its own, {} and {} ({}, {})".format(*moved)
     ragged = [line["jagged (ms)"] / line["varlen (ms)"] for line in lines if line["rows x tokens"].startswith("Zipf")]
     aimed = [line["jagged / dense cuDNN"] for line in lines if line["rows x tokens"] in ("1 x 32768", "32 x 2048")]
     yield KERNELS, f"on packed rows of one length: {max(aimed):.2f} at most"
