@@ -7,6 +7,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 0
+"""Of every resampling: one seed gives one set of users, so that the tables of one evaluation agree."""
 MAX_DRAWS_AT_ONCE = 4_000_000
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means, resampled_seed_weights
+from gbla_rec.evaluation.bootstrap import BOOTSTRAP_SEED, percentile_interval, resampled_means, resampled_seed_weights
 from gbla_rec.evaluation.overrides import overrides_of
-from gbla_rec.evaluation.per_user import History, values_of
+from gbla_rec.evaluation.per_user import History, values_by_seed, values_of
 from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup
 from gbla_rec.evaluation.searched_beams import searched_beams
 
-BOOTSTRAP_SEED = 0
 METHOD = (
     "Differences of seed-averaged metrics, paired by user. The users' interval is a 95 % percentile bootstrap over users (Efron, 1979), "
     "with the same resampled users for every run. The interval of users and seeds resamples the seeds of each group too, independently "
@@ -105,7 +104,7 @@ def require_same_data(runs: Sequence[EvaluatedRun]) -> None:
     reference = runs[0]
     for run in runs[1:]:
         for name in ("dataset", "split"):
-            wanted, found = _data(reference)[name], _data(run)[name]
+            wanted, found = _dataset_and_split(reference)[name], _dataset_and_split(run)[name]
             if found != wanted:
                 raise ValueError(
                     f"runs must be evaluated on the same {name}: {reference.run_dir} has {wanted}, {run.run_dir} has {found}; "
@@ -113,7 +112,7 @@ def require_same_data(runs: Sequence[EvaluatedRun]) -> None:
                 )
 
 
-def _data(run: EvaluatedRun) -> dict[str, str]:
+def _dataset_and_split(run: EvaluatedRun) -> dict[str, str]:
     dataset = run.results["dataset"]
     # the content decides, not the name
     return {"dataset": f"content {dataset['content_hash']}", "split": run.results["protocol"]["split"]}
@@ -144,10 +143,8 @@ def _values(group: RunGroup, method: str | None, history: History, frames: Mappi
             there = ", ".join([*scores, *run.results["methods"]])
             raise ValueError(f"{run.run_dir} has no score {name!r} (--score, --a-score, --b-score); it has {there}")
         by_run.append(found)
-    metrics = [metric for metric in by_run[0] if all(metric in found for found in by_run)]
-    stacked = {metric: np.stack([found[metric] for found in by_run], axis=1) for metric in metrics}
     label = next(iter(group.runs[0].results["scores"])) if method is None else method
-    return MethodValues(label, tuple(str(run.run_dir.resolve()) for run in group.runs), stacked)
+    return MethodValues(label, tuple(str(run.run_dir.resolve()) for run in group.runs), values_by_seed(by_run))
 
 
 def _description(group: RunGroup, values: MethodValues) -> dict[str, Any]:

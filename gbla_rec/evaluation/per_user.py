@@ -1,9 +1,9 @@
 """The metric values of every user of an evaluation, kept as Parquet, so that runs can be compared without a model."""
 
-# U users (docs/shapes.md)
+# U users, S runs of a group, one for each seed (docs/shapes.md has another S)
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,3 +73,8 @@ def values_of(frame: pl.DataFrame, history: History, method: str) -> dict[str, N
     """Metric -> ``(U,)`` values of one method; empty if the file has none."""
     prefix = f"{history}/{method}/"
     return {name.removeprefix(prefix): frame[name].to_numpy() for name in frame.columns if name.startswith(prefix)}
+
+
+def values_by_seed(runs: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
+    """Metric -> ``(U, S)``: ``values_of`` each of ``S`` runs side by side, for the metrics that all of them have."""
+    return {metric: np.stack([run[metric] for run in runs], axis=1) for metric in runs[0] if all(metric in run for run in runs)}

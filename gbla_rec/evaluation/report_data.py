@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gbla_rec.checkpoint.run_directory import METRICS
 from gbla_rec.evaluation.compare import require_same_users
 from gbla_rec.evaluation.overrides import overrides_of
-from gbla_rec.evaluation.per_user import History, values_of
+from gbla_rec.evaluation.per_user import History, values_by_seed, values_of
 from gbla_rec.evaluation.report_plots import Estimate, TrainingCurve
 from gbla_rec.evaluation.run_group import EvaluatedRun, RunGroup, all_names, find_runs
 from gbla_rec.evaluation.slices import slices_at
@@ -94,10 +94,10 @@ class DatasetRuns:
                 runs = [values_of(self.frames[run.run_dir], history, run.results["scores"][score]) for run in group.runs]
                 # a run that was not evaluated so has no values
                 if all(runs):
-                    found[f"{group.name} ({score})" if place else group.name] = _stacked(runs)
+                    found[f"{group.name} ({score})" if place else group.name] = values_by_seed(runs)
         for method in self.first.results["methods"]:
             if method not in self.first.results["scores"].values():
-                found[method] = _stacked([values_of(self.frames[self.first.run_dir], history, method)])
+                found[method] = values_by_seed([values_of(self.frames[self.first.run_dir], history, method)])
         return found
 
 
@@ -125,16 +125,16 @@ def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
         group = RunGroup.of(runs)
         group = RunGroup(_unused_name(group, names), group.runs)
         names.add(group.name)
-        by_data.setdefault(_data(runs[0]), []).append(group)
+        by_data.setdefault(_content_and_split(runs[0]), []).append(group)
     return [DatasetRuns.of(groups) for groups in by_data.values()]
 
 
-def _data(run: EvaluatedRun) -> tuple[str, str]:
+def _content_and_split(run: EvaluatedRun) -> tuple[str, str]:
     return run.results["dataset"]["content_hash"], run.results["protocol"]["split"]
 
 
 def _is_alike(first: EvaluatedRun, second: EvaluatedRun) -> bool:
-    return _data(first) == _data(second) and not first.settings_unlike(second)
+    return _content_and_split(first) == _content_and_split(second) and not first.settings_unlike(second)
 
 
 def _by_name_if_seeds_repeat(runs: list[EvaluatedRun]) -> list[list[EvaluatedRun]]:
@@ -169,10 +169,6 @@ def _unused_name(group: RunGroup, used: set[str]) -> str:
     names = [f"{name}{overridden}" for name in (group.name, all_names(run.name for run in group.runs))]
     numbered = (f"{names[-1]} #{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain(names, numbered) if name not in used)
-
-
-def _stacked(runs: list[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
-    return {metric: np.stack([run[metric] for run in runs], axis=1) for metric in runs[0] if all(metric in run for run in runs)}
 
 
 def _over_seeds(per_seed: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> UserValues:

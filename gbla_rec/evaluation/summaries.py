@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gbla_rec.evaluation.bootstrap import percentile_interval, resampled_means
+from gbla_rec.evaluation.bootstrap import BOOTSTRAP_SEED, percentile_interval, resampled_means
 from gbla_rec.evaluation.slices import UserSlice
 
 UserValues = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """Method -> metric -> ``(U,)`` values; all methods have the same users, the first method is the one compared with."""
 Summaries = dict[str, dict[str, dict[str, float]]]
-BOOTSTRAP_SEED = 0
 
 
 def summarise(per_user: UserValues, num_samples: int) -> Summaries:
