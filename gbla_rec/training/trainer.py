@@ -20,24 +20,18 @@ from gbla_rec.checkpoint.resume_point import resume_point, set_aside_after
 from gbla_rec.checkpoint.run_directory import (
     Checkpoint,
     Progress,
-    create_run,
     prune_checkpoints,
     read_config,
-    read_dataset_hash,
-    read_semantic_ids_hash,
-    readable_checkpoints,
     write_text,
 )
 from gbla_rec.checkpoint.run_lock import RunLock
 from gbla_rec.checkpoint.run_parts import RunParts
-from gbla_rec.checkpoint.semantic_ids_rule import require_semantic_ids
 from gbla_rec.checkpoint.sharding import describe_plan
 from gbla_rec.checkpoint.storage import load_checkpoint, save_checkpoint
-from gbla_rec.config import RunConfig, TrainingConfig, differing_fields, with_sample_costs
+from gbla_rec.config import RunConfig, TrainingConfig, with_sample_costs
 from gbla_rec.data.batch import Batch
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.data.stream import TrainingStream
-from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
 from gbla_rec.training.bad_batch import stop_at
 from gbla_rec.training.dense_optimizer import DenseOptimizer, learning_rate_at
 from gbla_rec.training.garbage_collection import ScheduledCollection
@@ -45,20 +39,10 @@ from gbla_rec.training.preemption import EXIT_STATUS, StopRequest
 from gbla_rec.training.prefetch import Prefetcher
 from gbla_rec.training.profiling import StepProfiler
 from gbla_rec.training.progress import RunLog
+from gbla_rec.training.resumed_run import open_run
 from gbla_rec.training.step_guard import StepGuard
 from gbla_rec.training.step_pipeline import train_steps
 from gbla_rec.training.step_window import StepWindow
-
-CHANGEABLE = frozenset(
-    (
-        *("model.kernels", "model.encoder.activation_checkpointing", "model.embedding.placement", "model.embedding.cache_load_factor"),
-        *("model.embedding.memory_reserve", "stream.linear_cost", "stream.quadratic_cost", "stream.target_cost", "training.compile"),
-        *("training.prefetch_factor", "training.profile_steps", "training.async_save", "training.log_every"),
-        # the tables step differently, but what must fit into fewer devices needs it
-        "training.num_micro_batches",
-    )
-)
-"""Settings of how, not what, a run computes: a resumed run may have others."""
 
 
 def unread_context(parts: RunParts) -> list[str]:
@@ -308,7 +292,7 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
             "longer histories, or with another --split"
         )
     # one choice for all ranks: a run or a checkpoint may appear between the looks of two
-    run_dir, notes = on_first_rank(lambda: _open_run(config, resume, resume_step, parts.dataset.manifest.content_hash, parts.identity))
+    run_dir, notes = on_first_rank(lambda: open_run(config, resume, resume_step, parts.dataset.manifest.content_hash, parts.identity))
     with RunLock(run_dir) as lock:
         trainer = Trainer(parts, run_dir, resume_step, notes)
         on_first_rank(lambda: write_text(run_dir / "plan.txt", describe_plan(trainer.model) + "\n"))
@@ -318,58 +302,3 @@ def train(config: RunConfig, *, device: torch.device, resume: bool = False, resu
             saver = trainer.background_saver
             if saver is not None and saver.given_up is not None:
                 lock.keep_until(saver.given_up)
-
-
-def _open_run(
-    config: RunConfig, resume: bool, resume_step: int | None, dataset_hash: str, semantic_ids: SemanticIdsIdentity
-) -> tuple[Path, list[str]]:
-    """The directory to train in, and what a person should know of its choice."""
-    notes = []
-    if resume or resume_step is not None:
-        run_dir = _resumable(config, dataset_hash, semantic_ids, is_going_back=resume_step is not None)
-        if run_dir is not None:
-            require_semantic_ids(run_dir, semantic_ids)
-            return run_dir, []
-        if resume_step is not None:
-            raise FileNotFoundError(f"--resume-step needs a run called {config.name!r} with a checkpoint, and there is none")
-        notes = [f"nothing to resume: no unfinished run called {config.name!r} has a checkpoint; a new run starts"]
-    run_dir = workspace.new_run_dir(config.name)
-    create_run(run_dir, config, dataset_hash, semantic_ids.content)
-    return run_dir, notes
-
-
-def _resumable(config: RunConfig, dataset_hash: str, semantic_ids: SemanticIdsIdentity, *, is_going_back: bool) -> Path | None:
-    """The newest run with this config; if it died before its first save, the newest one like it that is unfinished or to be gone back in.
-
-    Raises:
-        ValueError: if there are runs of this name, and none with this config.
-    """
-    runs = workspace.run_dirs(config.name)
-    alike = [run_dir for run_dir in runs if _has_config(run_dir, config)]
-    if runs and not alike:
-        raise ValueError(
-            f"cannot resume {runs[0]}: its config.json differs in {', '.join(_differing(runs[0], config))}, and no older run called "
-            f"{config.name!r} has these options; give the same options, or leave --resume out"
-        )
-    if not alike or workspace.checkpoint_steps(alike[0]):
-        return next(iter(alike), None)
-    saved = (run_dir for run_dir in alike if workspace.checkpoint_steps(run_dir) and read_dataset_hash(run_dir) == dataset_hash)
-    same_ids = (run_dir for run_dir in saved if semantic_ids.covers(read_semantic_ids_hash(run_dir)))
-    return next((run_dir for run_dir in same_ids if is_going_back or not _is_finished(run_dir, config)), None)
-
-
-def _has_config(run_dir: Path, config: RunConfig) -> bool:
-    try:
-        return not _differing(run_dir, config)
-    except ValueError:
-        # of another version of the library
-        return False
-
-
-def _is_finished(run_dir: Path, config: RunConfig) -> bool:
-    return any(checkpoint.progress.step >= config.training.num_steps for checkpoint in readable_checkpoints(run_dir))
-
-
-def _differing(run_dir: Path, config: RunConfig) -> list[str]:
-    """Settings of what a run computes, in which ``config`` differs from that of the run."""
-    return sorted(set(differing_fields(read_config(run_dir), config)) - CHANGEABLE)

@@ -21,7 +21,7 @@ from gbla_rec.checkpoint.run_directory import (
 from gbla_rec.config import RunConfig, TrainingConfig
 from gbla_rec.data.histories import StreamPosition
 from gbla_rec.semantic_ids.identity import SemanticIdsIdentity
-from gbla_rec.training.trainer import _open_run
+from gbla_rec.training.resumed_run import open_run
 
 CPU = torch.device("cpu")
 DATA = "hash of the data"
@@ -83,7 +83,7 @@ class Runs:
 
     def resumed(self, *, step: int | None = None, **changes: Any) -> Path:
         """What a resumed run with these changes goes on in."""
-        return _open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA, IDS)[0]
+        return open_run(dataclasses.replace(self.config, **changes), step is None, step, DATA, IDS)[0]
 
 
 @pytest.fixture
