@@ -125,9 +125,6 @@ def _dense_length(offsets_cpu: Tensor) -> int:
     return 0 if torch.are_deterministic_algorithms_enabled() else dense_length(offsets_cpu)
 
 
-# --- plans ------------------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class PlanKey:
     """All that a plan depends on. ``strides`` are those of tokens and heads, by tensor name."""
@@ -280,9 +277,6 @@ def _build(key: PlanKey, handle: int) -> Plan:
     graph.check_support()
     graph.build_plans()
     return Plan(graph, numbers, graph.get_workspace_size())
-
-
-# --- autograd ---------------------------------------------------------------------------------------------------------------------------
 
 
 class _CudnnAttention(torch.autograd.Function):
