@@ -63,8 +63,8 @@ class RunParts:
                 model.
             RuntimeError: without a process group.
         """
-        require_process_group("RunParts.open")
         _require_kernels(config, device)
+        require_process_group("RunParts.open")
         dataset = PreparedDataset.open(workspace.dataset_dir(config.dataset))
         ids_dir = workspace.semantic_ids_dir(config.dataset)
         semantic_ids = SemanticIdTable.load(
