@@ -1,7 +1,7 @@
 """What README and docs say of speed and memory is what the committed reports say, and each report's page is that of its JSON."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,6 @@ def of_the_op() -> Iterator[tuple[str, str]]:
     yield KERNELS, f"at most {of_budget[0]} of this budget in the report of the op, {of_budget[1]} in that of the layer"
     tiny = [1000 * figures("short, 4096 rows, mean 8.9", which, "ms")[0] for which in ("forward", both)]
     yield KERNELS, f"The latest report has {tiny[0]:.0f} and {tiny[1]:.0f}"
-    for which in ("forward", both):
-        shares = [100 * share for case in (long, packed) for share in figures(case, which, "of floor")]
-        yield KERNELS, f"| {shares[0]:.0f}, {shares[2]:.0f}; {shares[1]:.0f}, {shares[3]:.0f} |"
 
 
 def shares_of_budgets(found: dict[str, Any]) -> list[float]:
@@ -127,27 +124,36 @@ def shares_of_budgets(found: dict[str, Any]) -> list[float]:
 
 
 def of_an_h100() -> Iterator[tuple[str, str]]:
-    layer, op = report("h100/gbla_layer")["rows"], report("h100/linear_attention")["rows"]
-    passes, widths = ("forward", "forward+backward"), (512, 1024)
-    faster = [row(layer, **{"rows x tokens": "1 x 32768", "D": width, "pass": which})["faster"] for width in widths for which in passes]
-    words = "at 32,768 tokens, {1:.1f} with backward (D = 1,024: {2:.1f}, {3:.1f})".format(*faster)
-    yield "README.md", f"give the layer {faster[0]:.1f} times the speed of softmax attention {words}"
-    for figure in faster[:3]:
-        yield KERNELS, f"| {figure:.1f} |"
-    shares = {
-        which: [
-            100 * row(op, **{"rows x tokens": case, "K": width, "pass": which})["of floor"]
-            for width in (64, 128)
-            for case in ("1 x 32768", "32 x 2048")
-        ]
-        for which in passes
-    }
-    for of_floor in shares.values():
-        yield KERNELS, "| {:.0f}, {:.0f}; {:.0f}, {:.0f} |".format(*of_floor)
-    (one, _, wide, _), (both, _, both_wide, _) = shares.values()
+    """What README says of it, and the table of aims, where it stands beside an H200."""
+    passes, long, packed = ("forward", "forward+backward"), "1 x 32768", "32 x 2048"
+    layers, ops = ([report(f"{place}{name}")["rows"] for place in ("", "h100/")] for name in ("gbla_layer", "linear_attention"))
+
+    def faster(layer: list[dict[str, Any]], length: int, width: int, which: str = "forward") -> float:
+        return float(row(layer, **{"rows x tokens": f"1 x {length}", "D": width, "pass": which})["faster"])
+
+    def figures(op: list[dict[str, Any]], case: str, column: str, which: str) -> list[float]:
+        return [row(op, **{"rows x tokens": case, "K": width, "pass": which})[column] for width in (64, 128)]
+
+    def beside(cells: Iterable[str]) -> tuple[str, str]:
+        return KERNELS, f"| {' | '.join(cells)} |"
+
+    for width, which in ((512, "forward"), (1024, "forward"), (512, "forward+backward")):
+        yield beside(f"{faster(layer, 32768, width, which):.1f}" for layer in layers)
+    yield beside(f"{faster(layer, 1536, 512):.3f} (2,048: {faster(layer, 2048, 512):.2f})".removeprefix("0") for layer in layers)
+    for which in passes:
+        pairs = [zip(*(figures(op, case, "of floor", which) for case in (long, packed)), strict=True) for op in ops]
+        yield beside("; ".join(f"{100 * one:.0f}, {100 * many:.0f}" for one, many in of_op) for of_op in pairs)
+    yield beside("; ".join(map(short, figures(op, packed, "flash_bla bare / ours", "forward"))) for op in ops)
+    pairs = [zip(*(figures(op, packed, "flash_bla equal / ours", which) for which in passes), strict=True) for op in ops]
+    yield beside("; ".join(f"{forward:.1f}, {both:.1f}" for forward, both in of_op) for of_op in pairs)
+
+    of_layer = [faster(layers[1], 32768, width, which) for width in (512, 1024) for which in passes]
+    words = "at 32,768 tokens, {1:.1f} with backward (D = 1,024: {2:.1f}, {3:.1f})".format(*of_layer)
+    yield "README.md", f"give the layer {of_layer[0]:.1f} times the speed of softmax attention {words}"
+    (one, wide), (both, both_wide) = ([100 * share for share in figures(ops[1], long, "of floor", which)] for which in passes)
     words = f"forward, {both:.0f} % with backward (heads of 128: {wide:.0f} %, {both_wide:.0f} %)"
     yield "README.md", f"its bytes alone would take {one:.0f} % of the op's time {words}"
-    tiny = [1000 * row(op, **{"rows x tokens": "short, 4096 rows, mean 8.9", "K": 64, "pass": which})["ms"] for which in passes]
+    tiny = [1000 * figures(ops[1], "short, 4096 rows, mean 8.9", "ms", which)[0] for which in passes]
     yield KERNELS, f"that of an H100 {tiny[0]:.0f} and {tiny[1]:.0f}"
 
 
