@@ -104,7 +104,7 @@ def require_same_data(runs: Sequence[EvaluatedRun]) -> None:
     reference = runs[0]
     for run in runs[1:]:
         for name in ("dataset", "split"):
-            wanted, found = _dataset_and_split(reference)[name], _dataset_and_split(run)[name]
+            wanted, found = dataset_and_split(reference)[name], dataset_and_split(run)[name]
             if found != wanted:
                 raise ValueError(
                     f"runs must be evaluated on the same {name}: {reference.run_dir} has {wanted}, {run.run_dir} has {found}; "
@@ -112,7 +112,8 @@ def require_same_data(runs: Sequence[EvaluatedRun]) -> None:
                 )
 
 
-def _dataset_and_split(run: EvaluatedRun) -> dict[str, str]:
+def dataset_and_split(run: EvaluatedRun) -> dict[str, str]:
+    """What runs must share to be compared."""
     dataset = run.results["dataset"]
     # the content decides, not the name
     return {"dataset": f"content {dataset['content_hash']}", "split": run.results["protocol"]["split"]}

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gbla_rec.checkpoint.run_directory import METRICS
-from gbla_rec.evaluation.compare import require_same_users
+from gbla_rec.evaluation.compare import dataset_and_split, require_same_users
 from gbla_rec.evaluation.overrides import overrides_of
 from gbla_rec.evaluation.per_user import History, values_by_seed, values_of
 from gbla_rec.evaluation.report_plots import Estimate, TrainingCurve
@@ -120,21 +120,17 @@ def group_runs(specifications: Sequence[str | Path]) -> list[DatasetRuns]:
         else:
             known.append(run)
     names: set[str] = set()
-    by_data: dict[tuple[str, str], list[RunGroup]] = {}
+    by_data: dict[tuple[str, ...], list[RunGroup]] = {}
     for runs in (part for same in alike for part in _by_name_if_seeds_repeat(same)):
         group = RunGroup.of(runs)
         group = RunGroup(_unused_name(group, names), group.runs)
         names.add(group.name)
-        by_data.setdefault(_content_and_split(runs[0]), []).append(group)
+        by_data.setdefault(tuple(dataset_and_split(runs[0]).values()), []).append(group)
     return [DatasetRuns.of(groups) for groups in by_data.values()]
 
 
-def _content_and_split(run: EvaluatedRun) -> tuple[str, str]:
-    return run.results["dataset"]["content_hash"], run.results["protocol"]["split"]
-
-
 def _is_alike(first: EvaluatedRun, second: EvaluatedRun) -> bool:
-    return _content_and_split(first) == _content_and_split(second) and not first.settings_unlike(second)
+    return dataset_and_split(first) == dataset_and_split(second) and not first.settings_unlike(second)
 
 
 def _by_name_if_seeds_repeat(runs: list[EvaluatedRun]) -> list[list[EvaluatedRun]]:
