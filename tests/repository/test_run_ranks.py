@@ -49,6 +49,8 @@ def test_ranks_come_from_a_server_that_started_no_thread_and_keep_its_objects_ou
 def test_a_failing_rank_fails_the_test_at_once_and_shows_its_traceback(run_ranks):
     def fail_on_one(rank: int, world_size: int) -> None:
         print(f"rank {rank} was here", flush=True)
+        # else rank 0 may still be joining the group when rank 1 leaves it
+        dist.barrier()
         if rank == 1:
             raise ValueError("the reason")
         dist.barrier()
