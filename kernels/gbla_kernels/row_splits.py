@@ -48,6 +48,7 @@ class RowSplits:
         short_rows: ``(S, 2)`` int64: first token and end of each short row.
         class_ends: the rows of at most ``TINY_ROW_LIMITS[i]`` tokens end at entry ``class_ends[i]`` of ``short_rows``, the longer ones
             at ``class_ends[-1]``; None where rows stand in the order of the batch.
+        most_splits: no row has more splits.
         splits: ``(Z, 3)`` int64: slot of the row, first token and end of each split; splits of a row lie side by side.
         slot_offsets: ``(G + 1,)`` int64: splits of slot ``g`` are ``slot_offsets[g]:slot_offsets[g + 1]``. A slot is a row
             that is split, counted without the others.
@@ -61,6 +62,7 @@ class RowSplits:
     has_short: bool
     has_splits: bool
     class_ends: tuple[int, ...] | None
+    most_splits: int
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, *, short_limit: int = SPLIT) -> "RowSplits":
@@ -81,7 +83,8 @@ class RowSplits:
         first = starts[slots] + (torch.arange(len(slots)) - slot_offsets[slots]) * sizes[slots]
         splits = torch.stack((slots, first, torch.minimum(first + sizes[slots], stops[slots])), dim=1)
         has_short, has_splits = len(short_rows) > 0, len(splits) > 0
-        return cls(_at_least_two(short_rows), _at_least_two(splits), slot_offsets, has_short, has_splits, tuple(class_ends.tolist()))
+        tables = (_at_least_two(short_rows), _at_least_two(splits), slot_offsets)
+        return cls(*tables, has_short, has_splits, tuple(class_ends.tolist()), most_splits=max(counts.tolist(), default=0))
 
     @classmethod
     def on_device(cls, offsets: Tensor, num_tokens: int, *, short_limit: int = SPLIT) -> "RowSplits":
@@ -109,12 +112,12 @@ class RowSplits:
         # not asked under a compiler, which would make a graph for each answer
         is_traced = torch.compiler.is_compiling()
         has_short = is_traced or (offsets.numel() > 1 and short_limit > 0)
-        return cls(short_rows, splits, slot_offsets, has_short, is_traced or num_tokens > short_limit, None)
+        return cls(short_rows, splits, slot_offsets, has_short, is_traced or num_tokens > short_limit, None, most_splits=max_splits)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "RowSplits":
         """The same tables with ``function`` applied to each tensor."""
         tables = (function(self.short_rows), function(self.splits), function(self.slot_offsets))
-        return RowSplits(*tables, self.has_short, self.has_splits, self.class_ends)
+        return RowSplits(*tables, self.has_short, self.has_splits, self.class_ends, self.most_splits)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``short_rows``, ``splits``, ``slot_offsets``."""

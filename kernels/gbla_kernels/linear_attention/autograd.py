@@ -13,7 +13,9 @@ from gbla_kernels.linear_attention.launches import Inputs, RowStates, Work, new_
 from gbla_kernels.row_splits import RowSplits
 
 FOLD_LIMIT = 8
-"""With at most so many splits in the batch, each reader adds them up itself: re-reading them costs less than a launch."""
+"""With at most so many splits in the batch, each reader may add them up itself, which saves a launch ..."""
+FOLD_BYTES = 20 * 2**20
+"""... if all readers together then load no more than this beyond one state each: about what an H100's L2 cache delivers meanwhile."""
 WANTED_PROGRAMS = 24 if INTERPRETED else 264
 """Two for each multiprocessor of an H100: with fewer splits, splits are cut into pieces. The interpreter runs them one by one."""
 MAX_PIECES = 8
@@ -154,7 +156,7 @@ def attend(
     for_backward = _is_recorded(*tensors)
     if is_traced(query):
         return gated_linear_attention_op(*tensors, *splits.tensors(), use_relu, normalize, eps, for_backward)[0]  # type: ignore[no-any-return]
-    work = _eager_work(splits, query.shape[1], use_relu, normalize, eps, for_backward)
+    work = _eager_work(splits, query.shape[1], query.shape[2] * value.shape[2], use_relu, normalize, eps, for_backward)
     return _Attend.apply(query, key, value, key_gate, output_gate, norm_weight, work)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -176,7 +178,7 @@ def attend_packed(
         sizes = (widths.num_heads, widths.key_dim, widths.value_dim, widths.has_key_gate, widths.has_output_gate)
         options = (*sizes, use_relu, normalize, eps, for_backward)
         return gated_linear_attention_packed_op(projection, norm_weight, *splits.tensors(), *options)[0]  # type: ignore[no-any-return]
-    work = _eager_work(splits, widths.num_heads, use_relu, normalize, eps, for_backward)
+    work = _eager_work(splits, widths.num_heads, widths.key_dim * widths.value_dim, use_relu, normalize, eps, for_backward)
     return _AttendPacked.apply(projection, norm_weight, work, widths)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -189,11 +191,15 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _eager_work(splits: RowSplits, num_heads: int, use_relu: bool, normalize: bool, eps: float, for_backward: bool) -> Work:
+def _eager_work(
+    splits: RowSplits, num_heads: int, state_size: int, use_relu: bool, normalize: bool, eps: float, for_backward: bool
+) -> Work:
     num_splits = splits.splits.shape[0]
     pieces = min(max(WANTED_PROGRAMS // (num_splits * num_heads), 1), MAX_PIECES)
+    bytes_more = num_splits * num_heads * pieces * (splits.most_splits - 1) * 4 * state_size
+    fold = num_splits <= FOLD_LIMIT and bytes_more <= FOLD_BYTES
     has = (splits.has_short, splits.has_splits, splits.class_ends)
-    return Work(*splits.tensors(), *has, num_splits <= FOLD_LIMIT, pieces, use_relu, normalize, eps, for_backward)
+    return Work(*splits.tensors(), *has, fold, pieces, use_relu, normalize, eps, for_backward)
 
 
 def _traced_work(

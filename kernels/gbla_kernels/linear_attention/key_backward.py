@@ -174,6 +174,8 @@ def key_backward_kernel(
         if fold:
             first = tl.load(slot_offsets + i_slot).to(tl.int32)
             count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+            # a piece past the end of its split has nothing to do
+            count = tl.where(num_tokens > 0, count, 0)
             FOLD_UNROLL: tl.constexpr = 3 if BK * BV <= 4096 else 2
             row_d_state, row_d_normalizer, bracket = load_state_gradient(
                 partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_head, H, 0, K, V, BK, BV, FOLD_UNROLL

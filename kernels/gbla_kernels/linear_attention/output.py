@@ -185,6 +185,8 @@ def output_kernel(
         if fold:
             first = tl.load(slot_offsets + i_slot).to(tl.int32)
             count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+            # a piece past the end of its split has nothing to do
+            count = tl.where(num_tokens > 0, count, 0)
             # as many as the registers of a thread hold
             FOLD_UNROLL: tl.constexpr = 3 if BK * BV <= 4096 else 2
             values, normalizer_values, gate_max, weight_sum = load_state(
@@ -201,8 +203,8 @@ def output_kernel(
         row_state = 0.0
         row_normalizer = 0.0
     CAN_COPY_AHEAD: tl.constexpr = BT >= 64 and BV >= 64 and DOT == tl.bfloat16
-    # few splits are cut into pieces of a block or two: nothing to copy ahead of
-    if CAN_COPY_AHEAD and fold == 0:
+    # in a piece of a block or two there is nothing to copy ahead
+    if CAN_COPY_AHEAD and size > 2 * BT:
         emit_output(
             query + start * stride_qt + i_head.to(tl.int64) * stride_qh,
             output_gate + start * stride_zt + i_head.to(tl.int64) * stride_zh,
