@@ -96,14 +96,21 @@ def compiled_equals_eager(subject: ConvSubject, has_layout: bool) -> None:
 
 
 def tokens_past_2_to_the_31_elements_are_reached(subject: ConvSubject) -> None:
-    """The last row lies past element 2**31 of x and y; bit for bit a small call on that row."""
+    """The last row lies past element 2**31 of x, y and their gradients; bit for bit a small call on that row."""
     last = 5003
     lengths = [2**31 // subject.dim, last]
-    layout = JaggedLayout.from_lengths(lengths).to(subject.device)
     generator = torch.Generator(subject.device).manual_seed(0)
-    x = torch.empty((sum(lengths), subject.dim), dtype=subject.dtype, device=subject.device).normal_(generator=generator)
+
+    def normal() -> Tensor:
+        shape = (sum(lengths), subject.dim)
+        return torch.empty(shape, dtype=subject.dtype, device=subject.device).normal_(generator=generator)
+
     parameters = {name: tensor for name, tensor in subject.inputs([1], 0)[0].items() if name != "x"}
-    with torch.no_grad():
-        large = subject.call(layout)(x=x, **parameters)
-        small = subject.call(JaggedLayout.from_lengths([last]).to(subject.device))(x=x[-last:].clone(), **parameters)
-    assert torch.equal(large[-last:], small)
+
+    def run(lengths: list[int], x: Tensor, d_y: Tensor) -> list[Tensor]:
+        leaf = x.detach().requires_grad_()
+        y = subject.call(JaggedLayout.from_lengths(lengths).to(subject.device))(x=leaf, **parameters)
+        return [y.detach()[-last:], *(gradient[-last:] for gradient in torch.autograd.grad(y, leaf, d_y))]
+
+    x, d_y = normal(), normal()
+    _assert_same_bits(run(lengths, x, d_y), run([last], x[-last:].clone(), d_y[-last:].clone()))

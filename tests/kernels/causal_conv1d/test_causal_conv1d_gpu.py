@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gbla_kernels import Backend, causal_conv1d, rms_norm_causal_conv1d
-from gbla_kernels.causal_conv1d.autograd import causal_conv1d_op
-from gbla_kernels.rms_norm_causal_conv1d.autograd import rms_norm_causal_conv1d_op
+from gbla_kernels.causal_conv1d.autograd import causal_conv1d_backward_op, causal_conv1d_op
+from gbla_kernels.rms_norm_causal_conv1d.autograd import rms_norm_causal_conv1d_backward_op, rms_norm_causal_conv1d_op
 from gbla_kernels.testing.conv_gpu_laws import (
     batches_compile_nothing_new,
     calls_do_not_synchronise,
@@ -97,13 +97,22 @@ def test_hundred_jagged_batches_compile_nothing_new(subject: ConvSubject, monkey
 
 @both_ops
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_registered_op_passes_opcheck(has_bias: bool, subject: ConvSubject) -> None:
+def test_registered_ops_pass_opcheck(has_bias: bool, subject: ConvSubject) -> None:
     tensors, layout = replace(subject, has_bias=has_bias, dim=64).inputs([3, 0, 50], 0)
     arguments = (tensors["weight"], tensors["bias"], layout.positions)
+    d_y = torch.randn_like(tensors["x"])
+    backward_op: Any
+    inputs: tuple[Any, ...]
     if subject.has_norm:
-        torch.library.opcheck(rms_norm_causal_conv1d_op, (tensors["x"], tensors["norm_weight"], *arguments, 1e-6, True))
+        normed = (tensors["x"], tensors["norm_weight"], *arguments)
+        torch.library.opcheck(rms_norm_causal_conv1d_op, (*normed, 1e-6, True))
+        _, rstd = rms_norm_causal_conv1d_op(*normed, 1e-6, True)
+        backward_op, inputs = rms_norm_causal_conv1d_backward_op, (d_y, *normed, rstd, True)
     else:
         torch.library.opcheck(causal_conv1d_op, (tensors["x"], *arguments, True))
+        backward_op, inputs = causal_conv1d_backward_op, (d_y, tensors["x"], *arguments, True)
+    # none of it is differentiated again
+    torch.library.opcheck(backward_op, tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in inputs))
 
 
 @both_ops
