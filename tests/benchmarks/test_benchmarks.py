@@ -198,6 +198,30 @@ def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_as_often_as_it_
     assert kernels["output_kernel"]["registers"] <= registers and kernels["output_kernel"]["programs"] >= programs
 
 
+LIMITED = """
+import json
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from kernel_resources import compiled_kernels
+
+cases = ((64, 200), (64, 60), (64, 30), (64, 10), (128, 200))
+print(json.dumps([compiled_kernels(length, head_dim, with_backward=False)[0] for head_dim, length in cases]))
+"""
+
+
+def test_limits_on_registers_buy_programs_and_cost_few_spills():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", LIMITED, str(BENCHMARKS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout)
+    assert [row["kernel"] for row in rows] == ["row_kernel", "tiny_row_kernel", "tiny_row_kernel", "tiny_row_kernel", "row_kernel"]
+    # without limits 3, 3, 8, 16 and 1
+    assert [row["programs"] for row in rows] == [4, 4, 10, 20, 2]
+    assert all(row["stack (bytes)"] <= 64 for row in rows)
+
+
 def test_programs_at_once_are_bound_by_what_runs_out_first(benchmarks_on_path):
     from kernel_resources import programs_at_once
 

@@ -3,7 +3,7 @@
 Measured on Hopper (``benchmarks/linear_attention.py``). Other architectures run the same parameters where they fit 99 KiB of shared memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -20,11 +20,16 @@ MAX_WIDTH = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelConfig:
-    """Launch parameters of one kernel."""
+    """Launch parameters of one kernel.
+
+    Attributes:
+        max_registers: of a thread, where a few less let a multiprocessor hold a program more. torch's compiler cannot pass it on.
+    """
 
     block_tokens: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,21 +58,25 @@ class LaunchConfig:
     row_backward: KernelConfig
 
 
-def _kernel(block_tokens: int, num_warps: int, num_stages: int) -> KernelConfig:
-    return KernelConfig(block_tokens=block_tokens, num_warps=num_warps, num_stages=num_stages)
+def _kernel(block_tokens: int, num_warps: int, num_stages: int, max_registers: int | None = None) -> KernelConfig:
+    return KernelConfig(block_tokens=block_tokens, num_warps=num_warps, num_stages=num_stages, max_registers=max_registers)
 
 
 def _same(config: KernelConfig) -> dict[str, KernelConfig]:
     return dict.fromkeys(("state", "state_for_backward", "output", "row", "query_backward", "key_backward", "row_backward"), config)
 
 
+def _without_limits(kernels: dict[str, KernelConfig]) -> dict[str, KernelConfig]:
+    return {name: replace(kernel, max_registers=None) for name, kernel in kernels.items()}
+
+
 # bf16: by the larger of key_block and value_block
 _HALF = {
     64: {
         "state": _kernel(64, 4, 3),
-        "state_for_backward": _kernel(64, 4, 3),
+        "state_for_backward": _kernel(64, 4, 3, 128),
         "output": _kernel(64, 4, 3),
-        "row": _kernel(64, 4, 2),
+        "row": _kernel(64, 4, 2, 128),
         "query_backward": _kernel(64, 4, 3),
         "key_backward": _kernel(64, 4, 3),
         "row_backward": _kernel(64, 4, 1),
@@ -76,26 +85,27 @@ _HALF = {
         "state": _kernel(32, 4, 3),
         "state_for_backward": _kernel(32, 4, 3),
         "output": _kernel(64, 4, 3),
-        "row": _kernel(32, 8, 2),
+        "row": _kernel(32, 8, 2, 128),
         "query_backward": _kernel(32, 8, 3),
         "key_backward": _kernel(64, 8, 3),
         "row_backward": _kernel(32, 8, 2),
     },
 }
 # what fits 99 KiB of shared memory; compiled, not measured
-_HALF_ELSEWHERE = {
-    64: _HALF[64],
-    128: _HALF[128] | {"output": _kernel(64, 4, 2), "query_backward": _kernel(32, 8, 2), "key_backward": _kernel(32, 4, 2)},
-}
+_ELSEWHERE = {"output": _kernel(64, 4, 2), "query_backward": _kernel(32, 8, 2), "key_backward": _kernel(32, 4, 2)}
+_HALF_ELSEWHERE = {64: _without_limits(_HALF[64]), 128: _without_limits(_HALF[128]) | _ELSEWHERE}
 # operands of four bytes: fp32, fp16, and states too large for one program
 _FULL = {64: _same(_kernel(32, 4, 2)), 128: _same(_kernel(32, 8, 1)), 256: _same(_kernel(16, 8, 1))}
 # warps by the same width, for each of TINY_ROW_LIMITS
 _TINY_WARPS = {64: (1, 2, 4), 128: (2, 4, 4), 256: (4, 4, 8)}
+# bf16 on Hopper
+_TINY_REGISTERS: dict[int, tuple[int | None, ...]] = {64: (96, 96, 128), 128: (80, 96, 168)}
+_NO_LIMITS = (None,) * len(TINY_ROW_LIMITS)
 _TINY_BACKWARD_WARPS = {64: (1, 2, 4), 128: (2, 4, 8), 256: (4, 8, 8)}
 
 
-def _tiny(num_warps: tuple[int, ...]) -> tuple[KernelConfig, ...]:
-    return tuple(_kernel(limit, warps, 1) for limit, warps in zip(TINY_ROW_LIMITS, num_warps, strict=True))
+def _tiny(num_warps: tuple[int, ...], max_registers: tuple[int | None, ...]) -> tuple[KernelConfig, ...]:
+    return tuple(_kernel(limit, warps, 1, most) for limit, warps, most in zip(TINY_ROW_LIMITS, num_warps, max_registers, strict=True))
 
 
 @lru_cache(maxsize=16)
@@ -121,11 +131,12 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: 
     if INTERPRETED:
         # cost follows the number of blocks
         kernels = _same(_kernel(64, 4, 1))
+    has_limits = is_half and for_hopper and not INTERPRETED
     return LaunchConfig(
         key_block=key_block,
         num_key_blocks=-(-key_dim // key_block),
         value_block=value_block,
-        tiny_rows=_tiny(_TINY_WARPS[width]),
-        tiny_rows_backward=_tiny(_TINY_BACKWARD_WARPS[width]),
+        tiny_rows=_tiny(_TINY_WARPS[width], _TINY_REGISTERS[width] if has_limits else _NO_LIMITS),
+        tiny_rows_backward=_tiny(_TINY_BACKWARD_WARPS[width], _NO_LIMITS),
         **kernels,
     )

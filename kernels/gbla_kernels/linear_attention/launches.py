@@ -73,11 +73,13 @@ class RowStates:
     stats: Tensor
 
 
-def _options(x: Inputs, kernel: KernelConfig, config: LaunchConfig, *, slices: bool = True) -> dict[str, Any]:
+def _options(run: Launcher, x: Inputs, kernel: KernelConfig, config: LaunchConfig, *, slices: bool = True) -> dict[str, Any]:
     options: dict[str, Any] = {"K": int(x.query.shape[2]), "V": int(x.value.shape[2])}
     options |= {"BT": kernel.block_tokens, "BK": config.key_block, "BV": config.value_block}
     if slices:
         options["NK"] = config.num_key_blocks
+    if kernel.max_registers is not None and run is not traced_launch:
+        options["maxnreg"] = kernel.max_registers
     return options | {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages}
 
 
@@ -120,7 +122,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
                 *(num_heads, work.eps),
                 LONGER_THAN=longer_than,
                 **output_flags | gate_flags,
-                **_options(x, kernel, config, slices=False),
+                **_options(run, x, kernel, config, slices=False),
             )
     if work.has_splits:
         partial = new_states(x, num_splits)
@@ -130,7 +132,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
             num_heads,
             FOR_BACKWARD=work.for_backward,
             **gate_flags,
-            **_options(x, config.state_for_backward if work.for_backward else config.state, config),
+            **_options(run, x, config.state_for_backward if work.for_backward else config.state, config),
         )
         fold = int(work.fold and config.num_key_blocks == 1)
         if not fold:
@@ -150,7 +152,7 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
             work.pieces,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, work.eps),
             **output_flags,
-            **_options(x, config.output, config),
+            **_options(run, x, config.output, config),
         )
     return out, states
 
@@ -199,7 +201,7 @@ def run_backward(
                 LONGER_THAN=longer_than,
                 **output_flags | key_flags,
                 **({} if is_tiny else {"IS_PURE": is_pure}),
-                **_options(x, kernel, config, slices=False),
+                **_options(run, x, kernel, config, slices=False),
             )
     partial = d_states = states
     if work.has_splits:
@@ -215,7 +217,7 @@ def run_backward(
             *(*_strides(gradients.query), *_strides(gradients.output_gate), num_heads, work.eps),
             **output_flags,
             IS_PURE=is_pure,
-            **_options(x, config.query_backward, config),
+            **_options(run, x, config.query_backward, config),
         )
     block, num_blocks = _combine_blocks(key_dim, config)
     share_programs = 0 if d_norm_weight is None else triton.cdiv(int(num_heads * value_dim), SHARE_COLUMNS)
@@ -237,7 +239,7 @@ def run_backward(
             *(d_states.state, d_states.normalizer, d_states.stats, fold, work.pieces),
             *(*key_strides, *d_key_strides, num_heads),
             **key_flags,
-            **_options(x, config.key_backward, config),
+            **_options(run, x, config.key_backward, config),
         )
     return d_norm_weight
 
