@@ -206,57 +206,88 @@ def _offsets_name(stride: int) -> str:
     return f"offsets_{stride}"
 
 
-def _build(key: PlanKey, handle: int) -> Plan:
-    """Compile the graph of one pass. Dimensions are (rows, heads, tokens, width); rows begin at ragged offsets."""
-    cudnn = importlib.import_module("cudnn")
-    types = cudnn.data_type
-    io_type = types.BFLOAT16 if key.dtype == torch.bfloat16 else types.HALF
-    graph = cudnn.pygraph(io_data_type=io_type, intermediate_data_type=types.FLOAT, compute_data_type=types.FLOAT, handle=handle)
-    numbers: dict[str, int] = {}
+class _GraphTensors:
+    """The graph of a plan and its tensors, numbered by name. Dimensions are (rows, heads, tokens, width); rows begin at ragged offsets."""
 
-    def number(name: str) -> int:
-        return numbers.setdefault(name, len(numbers) + 1)
+    def __init__(self, key: PlanKey, handle: int) -> None:
+        cudnn = importlib.import_module("cudnn")
+        self.types = cudnn.data_type
+        self._io_type = self.types.BFLOAT16 if key.dtype == torch.bfloat16 else self.types.HALF
+        fp32 = {"intermediate_data_type": self.types.FLOAT, "compute_data_type": self.types.FLOAT}
+        self.graph: Any = cudnn.pygraph(io_data_type=self._io_type, **fp32, handle=handle)
+        self.numbers: dict[str, int] = {}
+        self._key = key
+        self._shape = [key.num_rows, key.num_heads, key.max_length, key.head_dim]
+        self._stats_shape = [*self._shape[:3], 1]
+        self._stats_stride = [key.num_heads * key.max_length, 1, key.num_heads, 1]
+        self._strides = {name: (token, head) for name, token, head in key.strides}
+        offset_strides = {*(token for token, _ in self._strides.values()), *(() if key.direction == "inference" else (key.num_heads,))}
+        self._offsets = {
+            stride: self.integers(_offsets_name(stride), key.num_rows + 1, self.types.INT64) for stride in sorted(offset_strides)
+        }
 
-    def new(name: str, shape: list[int], stride: list[int], data_type: Any) -> Any:
-        return graph.tensor(name=name, dim=shape, stride=stride, data_type=data_type, uid=number(name))
+    def integers(self, name: str, count: int, data_type: Any) -> Any:
+        """An input of ``count`` integers: lengths or offsets of the rows."""
+        return self._new(name, [count, 1, 1, 1], [1, 1, 1, 1], data_type)
 
-    strides = {name: (token, head) for name, token, head in key.strides}
-    offset_strides = {*(token for token, _ in strides.values()), *(() if key.direction == "inference" else (key.num_heads,))}
-    column = [1, 1, 1, 1]
-    offsets = {one: new(_offsets_name(one), [key.num_rows + 1, 1, 1, 1], column, types.INT64) for one in sorted(offset_strides)}
-    shape = [key.num_rows, key.num_heads, key.max_length, key.head_dim]
-    stats_shape = [*shape[:3], 1]
-    stats_stride = [key.num_heads * key.max_length, 1, key.num_heads, 1]
-
-    def layout(name: str) -> list[int]:
-        token, head = strides[name]
-        # the stride of rows is not used where they have offsets
-        return [token * key.max_length, head, token, 1]
-
-    def read(name: str) -> Any:
-        tensor = new(name, shape, layout(name), io_type)
-        tensor.set_ragged_offset(offsets[strides[name][0]])
+    def read(self, name: str) -> Any:
+        """An input of a value for each token and head."""
+        tensor = self._new(name, self._shape, self._layout(name), self._io_type)
+        tensor.set_ragged_offset(self._offset_of(name))
         return tensor
 
-    def write(tensor: Any, name: str) -> None:
-        tensor.set_output(True).set_uid(number(name)).set_dim(shape).set_stride(layout(name)).set_data_type(io_type)
-        tensor.set_ragged_offset(offsets[strides[name][0]])
+    def write(self, tensor: Any, name: str) -> None:
+        """Have the graph write ``tensor`` out, laid out like an input."""
+        self._write(tensor, name, self._shape, self._layout(name), self._io_type)
+        tensor.set_ragged_offset(self._offset_of(name))
 
+    def read_stats(self) -> Any:
+        """The logarithms of the softmax sums, ``(L, H)`` fp32, as an input."""
+        tensor = self._new("stats", self._stats_shape, self._stats_stride, self.types.FLOAT)
+        tensor.set_ragged_offset(self._offsets[self._key.num_heads])
+        return tensor
+
+    def write_stats(self, tensor: Any) -> None:
+        """Have the graph write them out."""
+        self._write(tensor, "stats", self._stats_shape, self._stats_stride, self.types.FLOAT)
+        tensor.set_ragged_offset(self._offsets[self._key.num_heads])
+
+    def _new(self, name: str, shape: list[int], stride: list[int], data_type: Any) -> Any:
+        return self.graph.tensor(name=name, dim=shape, stride=stride, data_type=data_type, uid=self._number(name))
+
+    def _write(self, tensor: Any, name: str, shape: list[int], stride: list[int], data_type: Any) -> None:
+        tensor.set_output(True).set_uid(self._number(name)).set_dim(shape).set_stride(stride).set_data_type(data_type)
+
+    def _number(self, name: str) -> int:
+        return self.numbers.setdefault(name, len(self.numbers) + 1)
+
+    def _layout(self, name: str) -> list[int]:
+        token, head = self._strides[name]
+        # the stride of rows is not used where they have offsets
+        return [token * self._key.max_length, head, token, 1]
+
+    def _offset_of(self, name: str) -> Any:
+        return self._offsets[self._strides[name][0]]
+
+
+def _build(key: PlanKey, handle: int) -> Plan:
+    """Compile the graph of one pass."""
+    tensors = _GraphTensors(key, handle)
+    graph = tensors.graph
     options = {
         "attn_scale": key.head_dim**-0.5,
         "use_padding_mask": True,
-        "seq_len_q": new("query_lengths", [key.num_rows, 1, 1, 1], column, types.INT32),
-        "seq_len_kv": new("key_lengths", [key.num_rows, 1, 1, 1], column, types.INT32),
+        "seq_len_q": tensors.integers("query_lengths", key.num_rows, tensors.types.INT32),
+        "seq_len_kv": tensors.integers("key_lengths", key.num_rows, tensors.types.INT32),
     }
-    operands = {"q": read("query"), "k": read("key"), "v": read("value")}
+    operands = {"q": tensors.read("query"), "k": tensors.read("key"), "v": tensors.read("value")}
     if key.direction == "backward":
-        stats = new("stats", stats_shape, stats_stride, types.FLOAT)
-        stats.set_ragged_offset(offsets[key.num_heads])
+        stats = tensors.read_stats()
         gradients = graph.sdpa_backward(
             name="attention_backward",
             **operands,
-            o=read("out"),
-            dO=read("d_out"),
+            o=tensors.read("out"),
+            dO=tensors.read("d_out"),
             stats=stats,
             max_total_seq_len_q=key.total_tokens,
             max_total_seq_len_kv=key.total_tokens,
@@ -264,19 +295,19 @@ def _build(key: PlanKey, handle: int) -> Plan:
             **options,
         )
         for tensor, name in zip(gradients, ("d_query", "d_key", "d_value"), strict=True):
-            write(tensor, name)
+            tensors.write(tensor, name)
     else:
         out, stats = graph.sdpa(name="attention", **operands, generate_stats=key.direction == "forward", **options)
-        write(out, "out")
+        tensors.write(out, "out")
         if key.direction == "forward":
-            stats.set_output(True).set_uid(number("stats")).set_data_type(types.FLOAT).set_dim(stats_shape).set_stride(stats_stride)
-            stats.set_ragged_offset(offsets[key.num_heads])
+            tensors.write_stats(stats)
     graph.validate()
     graph.build_operation_graph()
-    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    modes = importlib.import_module("cudnn").heur_mode
+    graph.create_execution_plans([modes.A, modes.FALLBACK])
     graph.check_support()
     graph.build_plans()
-    return Plan(graph, numbers, graph.get_workspace_size())
+    return Plan(graph, tensors.numbers, graph.get_workspace_size())
 
 
 class _CudnnAttention(torch.autograd.Function):
