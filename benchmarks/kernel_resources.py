@@ -24,7 +24,7 @@ from gbla_kernels.testing.compiled_kernels import call_op
 
 NUM_HEADS = 8
 HEAD_DIMS = (64, 128)
-ROW_LENGTHS = {32_768: "long row", 200: "up to 256 tokens", 60: "up to 64", 30: "up to 32", 10: "up to 16"}
+ROW_LENGTHS = {32_768: "long row", 100: "up to 128 tokens", 60: "up to 64", 30: "up to 32", 10: "up to 16"}
 """A length for each way in which rows are computed."""
 CAPABILITY = 90
 SCHEDULERS, SCHEDULER_REGISTERS = 4, 16_384

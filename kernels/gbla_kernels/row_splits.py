@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SPLIT = 256
-"""Tokens of a split of rows up to ``SHORT_SPLITS_UP_TO``; a row of no more tokens is not split at all."""
 TINY_ROW_LIMITS = (16, 32, 64)
 """A row of no more tokens than one of these is done in one block of so many tokens, without a state."""
+SHORT_LIMIT = 128
+"""A row of no more tokens is done by one program a head, its state never in memory."""
+SPLIT = 256
+"""Tokens of a split of longer rows, up to ``SHORT_SPLITS_UP_TO``."""
 SHORT_SPLITS_UP_TO = 1536
 """Rows up to here are split finely: alone in a batch, they would leave most of the GPU idle otherwise."""
 LONG_SPLIT = 512
@@ -49,6 +51,7 @@ class RowSplits:
         class_ends: the rows of at most ``TINY_ROW_LIMITS[i]`` tokens end at entry ``class_ends[i]`` of ``short_rows``, the longer ones
             at ``class_ends[-1]``; None where rows stand in the order of the batch.
         most_splits: no row has more splits.
+        fewest_splits: no row beyond ``short_limit`` has fewer.
         splits: ``(Z, 3)`` int64: slot of the row, first token and end of each split; splits of a row lie side by side.
         slot_offsets: ``(G + 1,)`` int64: splits of slot ``g`` are ``slot_offsets[g]:slot_offsets[g + 1]``. A slot is a row
             that is split, counted without the others.
@@ -63,9 +66,10 @@ class RowSplits:
     has_splits: bool
     class_ends: tuple[int, ...] | None
     most_splits: int
+    fewest_splits: int
 
     @classmethod
-    def from_lengths(cls, lengths: Tensor, *, short_limit: int = SPLIT) -> "RowSplits":
+    def from_lengths(cls, lengths: Tensor, *, short_limit: int = SHORT_LIMIT) -> "RowSplits":
         """Exact tables on the CPU from ``lengths (B,)`` int64. ``short_limit=0`` splits every row that is not empty."""
         stops = lengths.cumsum(0)
         starts = stops - lengths
@@ -84,10 +88,11 @@ class RowSplits:
         splits = torch.stack((slots, first, torch.minimum(first + sizes[slots], stops[slots])), dim=1)
         has_short, has_splits = len(short_rows) > 0, len(splits) > 0
         tables = (_at_least_two(short_rows), _at_least_two(splits), slot_offsets)
-        return cls(*tables, has_short, has_splits, tuple(class_ends.tolist()), most_splits=max(counts.tolist(), default=0))
+        most, fewest = (int(counts.max()), int(counts.min())) if has_splits else (0, 0)
+        return cls(*tables, has_short, has_splits, tuple(class_ends.tolist()), most, fewest)
 
     @classmethod
-    def on_device(cls, offsets: Tensor, num_tokens: int, *, short_limit: int = SPLIT) -> "RowSplits":
+    def on_device(cls, offsets: Tensor, num_tokens: int, *, short_limit: int = SHORT_LIMIT) -> "RowSplits":
         """Tables of the largest size that ``num_tokens`` allows, on the device of ``offsets (B + 1,)`` and without a sync.
 
         At most ``L / (short_limit + 1)`` rows are split, into at most ``L / SPLIT`` splits and one more each.
@@ -112,12 +117,12 @@ class RowSplits:
         # not asked under a compiler, which would make a graph for each answer
         is_traced = torch.compiler.is_compiling()
         has_short = is_traced or (offsets.numel() > 1 and short_limit > 0)
-        return cls(short_rows, splits, slot_offsets, has_short, is_traced or num_tokens > short_limit, None, most_splits=max_splits)
+        return cls(short_rows, splits, slot_offsets, has_short, is_traced or num_tokens > short_limit, None, max_splits, 1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "RowSplits":
         """The same tables with ``function`` applied to each tensor."""
         tables = (function(self.short_rows), function(self.splits), function(self.slot_offsets))
-        return RowSplits(*tables, self.has_short, self.has_splits, self.class_ends, self.most_splits)
+        return RowSplits(*tables, self.has_short, self.has_splits, self.class_ends, self.most_splits, self.fewest_splits)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``short_rows``, ``splits``, ``slot_offsets``."""

@@ -13,11 +13,13 @@ from gbla_kernels.linear_attention.launches import Inputs, RowStates, Work, new_
 from gbla_kernels.row_splits import RowSplits
 
 FOLD_LIMIT = 8
-"""With at most so many splits in the batch, each reader may add them up itself, which saves a launch ..."""
+"""The states of a row of at most so many splits may be added up by each of their readers, which saves a launch ..."""
 FOLD_BYTES = 20 * 2**20
 """... if all readers together then load no more than this beyond one state each: about what an H100's L2 cache delivers meanwhile."""
-WANTED_PROGRAMS = 24 if INTERPRETED else 264
-"""Two for each multiprocessor of an H100: with fewer splits, splits are cut into pieces. The interpreter runs them one by one."""
+OUTPUT_PROGRAMS = 24 if INTERPRETED else 264
+"""With fewer splits, splits are cut into pieces: two for each multiprocessor of an H100. The interpreter runs them one by one."""
+KEY_PROGRAMS = 12 if INTERPRETED else 132
+"""The same for the key side of backward, whose programs read larger states and fill a multiprocessor sooner."""
 MAX_PIECES = 8
 """Of a split: a piece is at least one block of tokens of a long split."""
 
@@ -195,18 +197,22 @@ def _eager_work(
     splits: RowSplits, num_heads: int, state_size: int, use_relu: bool, normalize: bool, eps: float, for_backward: bool
 ) -> Work:
     num_splits = splits.splits.shape[0]
-    pieces = min(max(WANTED_PROGRAMS // (num_splits * num_heads), 1), MAX_PIECES)
-    bytes_more = num_splits * num_heads * pieces * (splits.most_splits - 1) * 4 * state_size
-    fold = num_splits <= FOLD_LIMIT and bytes_more <= FOLD_BYTES
+    output_pieces, key_pieces = (
+        min(max(programs // (num_splits * num_heads), 1), MAX_PIECES) for programs in (OUTPUT_PROGRAMS, KEY_PROGRAMS)
+    )
+    bytes_more = num_splits * num_heads * output_pieces * (splits.most_splits - 1) * 4 * state_size
+    # one split is not added to anything: its readers take it as it is
+    fold = FOLD_LIMIT if bytes_more <= FOLD_BYTES else int(splits.fewest_splits == 1)
     has = (splits.has_short, splits.has_splits, splits.class_ends)
-    return Work(*splits.tensors(), *has, fold, pieces, use_relu, normalize, eps, for_backward)
+    shares = (fold, splits.most_splits <= fold, output_pieces, key_pieces)
+    return Work(*splits.tensors(), *has, *shares, use_relu, normalize, eps, for_backward)
 
 
 def _traced_work(
     short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float, for_backward: bool = True
 ) -> Work:
-    # no branch on a size that may be symbolic: every kernel is launched, none folded or cut
-    return Work(short_rows, splits, slot_offsets, True, True, None, False, 1, use_relu, normalize, eps, for_backward)
+    # no branch on a size that may be symbolic: every kernel is launched, no split is cut
+    return Work(short_rows, splits, slot_offsets, True, True, None, 1, False, 1, 1, use_relu, normalize, eps, for_backward)
 
 
 # --- registered ops: functional, of tensors and plain values --------------------------------------------------------------------------

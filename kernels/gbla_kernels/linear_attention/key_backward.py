@@ -16,7 +16,7 @@ from gbla_kernels.linear_attention.elementwise import (
     product_with_zeros,
     remainder,
 )
-from gbla_kernels.linear_attention.state import finite, load_gate
+from gbla_kernels.linear_attention.state import finite, load_gate, row_splits
 from gbla_kernels.linear_attention.state_gradient import load_state_gradient
 
 
@@ -155,7 +155,10 @@ def key_backward_kernel(
     RELU: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """Key side of a piece of one split and head; grid ``(Z * H * pieces,)``. If ``fold``, the splits' shares of dS are added here."""
+    """Key side of a piece of one split and head; grid ``(Z * H * pieces,)``.
+
+    The shares of dS of a row of at most ``fold`` splits are added here.
+    """
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
     i_head = (i_partial % H).to(tl.int64)
@@ -171,9 +174,8 @@ def key_backward_kernel(
     gate_max = tl.load(stats + 2 * i_row)
     inverse_sum = inverse(tl.load(stats + 2 * i_row + 1))
     if NK == 1:
-        if fold:
-            first = tl.load(slot_offsets + i_slot).to(tl.int32)
-            count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+        first, count = row_splits(slot_offsets, i_slot, fold)
+        if count <= fold:
             # a piece past the end of its split has nothing to do
             count = tl.where(num_tokens > 0, count, 0)
             FOLD_UNROLL: tl.constexpr = 3 if BK * BV <= 4096 else 2

@@ -74,34 +74,40 @@ def _without_limits(kernels: dict[str, KernelConfig]) -> dict[str, KernelConfig]
 _HALF = {
     64: {
         "state": _kernel(64, 4, 3),
-        "state_for_backward": _kernel(64, 4, 3, 128),
+        "state_for_backward": _kernel(64, 4, 3),
         "output": _kernel(64, 4, 3),
-        "row": _kernel(64, 4, 2, 128),
+        "row": _kernel(64, 4, 3, 128),
         "query_backward": _kernel(64, 4, 3),
         "key_backward": _kernel(64, 4, 3),
-        "row_backward": _kernel(64, 4, 1),
+        "row_backward": _kernel(64, 4, 2),
     },
     128: {
         "state": _kernel(32, 4, 3),
         "state_for_backward": _kernel(32, 4, 3),
         "output": _kernel(64, 4, 3),
-        "row": _kernel(32, 8, 2, 128),
+        "row": _kernel(64, 8, 2, 128),
         "query_backward": _kernel(32, 8, 3),
         "key_backward": _kernel(64, 8, 3),
-        "row_backward": _kernel(32, 8, 2),
+        "row_backward": _kernel(32, 8, 3),
     },
 }
 # what fits 99 KiB of shared memory; compiled, not measured
-_ELSEWHERE = {"output": _kernel(64, 4, 2), "query_backward": _kernel(32, 8, 2), "key_backward": _kernel(32, 4, 2)}
+_ELSEWHERE = {
+    "output": _kernel(64, 4, 2),
+    "query_backward": _kernel(32, 8, 2),
+    "key_backward": _kernel(32, 4, 2),
+    "row_backward": _kernel(32, 8, 2),
+}
 _HALF_ELSEWHERE = {64: _without_limits(_HALF[64]), 128: _without_limits(_HALF[128]) | _ELSEWHERE}
 # operands of four bytes: fp32, fp16, and states too large for one program
 _FULL = {64: _same(_kernel(32, 4, 2)), 128: _same(_kernel(32, 8, 1)), 256: _same(_kernel(16, 8, 1))}
 # warps by the same width, for each of TINY_ROW_LIMITS
 _TINY_WARPS = {64: (1, 2, 4), 128: (2, 4, 4), 256: (4, 4, 8)}
-# bf16 on Hopper
-_TINY_REGISTERS: dict[int, tuple[int | None, ...]] = {64: (96, 96, 128), 128: (80, 96, 168)}
 _NO_LIMITS = (None,) * len(TINY_ROW_LIMITS)
-_TINY_BACKWARD_WARPS = {64: (1, 2, 4), 128: (2, 4, 8), 256: (4, 8, 8)}
+# bf16 on Hopper
+_TINY_REGISTERS: dict[int, tuple[int | None, ...]] = {64: (96, 96, 128), 128: (80, None, 168)}
+_TINY_BACKWARD_REGISTERS: dict[int, tuple[int | None, ...]] = {64: (128, 168, None), 128: _NO_LIMITS}
+_TINY_BACKWARD_WARPS = {64: (2, 4, 4), 128: (2, 4, 8), 256: (4, 8, 8)}
 
 
 def _tiny(num_warps: tuple[int, ...], max_registers: tuple[int | None, ...]) -> tuple[KernelConfig, ...]:
@@ -137,6 +143,6 @@ def launch_config(key_dim: int, value_dim: int, dtype: torch.dtype, for_hopper: 
         num_key_blocks=-(-key_dim // key_block),
         value_block=value_block,
         tiny_rows=_tiny(_TINY_WARPS[width], _TINY_REGISTERS[width] if has_limits else _NO_LIMITS),
-        tiny_rows_backward=_tiny(_TINY_BACKWARD_WARPS[width], _NO_LIMITS),
+        tiny_rows_backward=_tiny(_TINY_BACKWARD_WARPS[width], _TINY_BACKWARD_REGISTERS[width] if has_limits else _NO_LIMITS),
         **kernels,
     )

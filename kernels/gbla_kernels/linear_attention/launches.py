@@ -34,8 +34,10 @@ class Work:
 
     Attributes:
         class_ends: where the classes of short rows end in ``short_rows``, or None.
-        fold: whether every reader of a row's state adds up the partial states itself.
-        pieces: programs per split where tokens do not depend on each other.
+        fold: the partial states of a row of at most so many splits are added up by each of their readers, if a program holds a state.
+        is_folded: whether no row has more splits.
+        output_pieces: programs per split of the output kernel, where tokens do not depend on each other.
+        key_pieces: the same of the key side of backward.
         for_backward: whether the states are as exact as backward needs them; forward alone does with less.
     """
 
@@ -45,8 +47,10 @@ class Work:
     has_short: bool
     has_splits: bool
     class_ends: tuple[int, ...] | None
-    fold: bool
-    pieces: int
+    fold: int
+    is_folded: bool
+    output_pieces: int
+    key_pieces: int
     use_relu: bool
     normalize: bool
     eps: float
@@ -134,22 +138,22 @@ def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work
             **gate_flags,
             **_options(run, x, config.state_for_backward if work.for_backward else config.state, config),
         )
-        fold = int(work.fold and config.num_key_blocks == 1)
-        if not fold:
+        fold = work.fold if config.num_key_blocks == 1 else 0
+        if not (fold and work.is_folded):
             block, num_blocks = _combine_blocks(key_dim, config)
             run(combine_states_kernel, (num_slots * num_heads, num_blocks))(
                 *(partial.state, partial.normalizer, partial.stats, work.slot_offsets),
-                *(states.state, states.normalizer, states.stats, num_heads),
+                *(states.state, states.normalizer, states.stats, fold, num_heads),
                 K=key_dim,
                 V=value_dim,
                 BK=block,
                 BV=config.value_block,
                 num_warps=2,
             )
-        run(output_kernel, (num_splits * num_heads * work.pieces,))(
+        run(output_kernel, (num_splits * num_heads * work.output_pieces,))(
             *(x.query, output_gate, weight, out, work.splits, work.slot_offsets),
             *(partial.state, partial.normalizer, partial.stats, states.state, states.normalizer, states.stats, fold),
-            work.pieces,
+            work.output_pieces,
             *(*_strides(x.query), *_strides(x.output_gate), *_strides(out), num_heads, work.eps),
             **output_flags,
             **_options(run, x, config.output, config),
@@ -221,22 +225,24 @@ def run_backward(
         )
     block, num_blocks = _combine_blocks(key_dim, config)
     share_programs = 0 if d_norm_weight is None else triton.cdiv(int(num_heads * value_dim), SHARE_COLUMNS)
-    fold = int(work.fold and config.num_key_blocks == 1)
-    state_programs = num_slots * num_heads * num_blocks if work.has_splits and not fold else 0
+    fold = work.fold if config.num_key_blocks == 1 else 0
+    combines = work.has_splits and not (fold and work.is_folded)
+    state_programs = num_slots * num_heads * num_blocks if combines else 0
     # no branch on a size that may be symbolic
-    if d_norm_weight is not None or (work.has_splits and not fold):
+    if d_norm_weight is not None or combines:
         run(combine_gradients_kernel, (share_programs + state_programs,))(
             *(partial.state, partial.normalizer, partial.stats, work.slot_offsets),
             *(d_states.state, d_states.normalizer, d_states.stats),
-            *(d_weights, d_weights if d_norm_weight is None else d_norm_weight, num_shares, share_programs, num_heads),
+            *(d_weights, d_weights if d_norm_weight is None else d_norm_weight, num_shares, share_programs),
+            *(fold, num_heads),
             **{"K": key_dim, "V": value_dim, "BK": block, "BV": config.value_block},
             **{"WIDTH": int(num_heads * value_dim), "ROWS": SHARE_ROWS, "COLUMNS": SHARE_COLUMNS, "num_warps": 2},
         )
     if work.has_splits:
-        run(key_backward_kernel, (num_splits * num_heads * work.pieces,))(
+        run(key_backward_kernel, (num_splits * num_heads * work.key_pieces,))(
             *(x.key, x.value, key_gate, gradients.key, gradients.value, d_key_gate, work.splits, work.slot_offsets),
             *(states.stats, partial.state, partial.normalizer, partial.stats),
-            *(d_states.state, d_states.normalizer, d_states.stats, fold, work.pieces),
+            *(d_states.state, d_states.normalizer, d_states.stats, fold, work.key_pieces),
             *(*key_strides, *d_key_strides, num_heads),
             **key_flags,
             **_options(run, x, config.key_backward, config),

@@ -17,7 +17,7 @@ from gbla_kernels.linear_attention.elementwise import (
     round_like,
     two_columns,
 )
-from gbla_kernels.linear_attention.state import load_normalized_state, load_state, store_state
+from gbla_kernels.linear_attention.state import load_normalized_state, load_state, row_splits, store_state
 
 
 @triton.jit
@@ -166,8 +166,8 @@ def output_kernel(
 ):
     """Outputs of a piece of one split and head; grid ``(Z * H * pieces,)``. Its own bits do not depend on ``pieces``.
 
-    If ``fold``, the row's partial states are combined here, which saves a launch, and the row's first split writes the result for
-    backward; else the combined state is read. Both give the same bits.
+    The partial states of a row of at most ``fold`` splits are combined here, which saves a launch, and the row's first split writes the
+    result for backward; else the combined state is read. Both give the same bits.
     """
     i_piece = tl.program_id(0) % pieces
     i_partial = tl.program_id(0) // pieces
@@ -182,9 +182,8 @@ def output_kernel(
     start += i_piece * size
     num_tokens = tl.minimum(num_tokens - i_piece * size, size)
     if NK == 1:
-        if fold:
-            first = tl.load(slot_offsets + i_slot).to(tl.int32)
-            count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+        first, count = row_splits(slot_offsets, i_slot, fold)
+        if count <= fold:
             # a piece past the end of its split has nothing to do
             count = tl.where(num_tokens > 0, count, 0)
             # as many as the registers of a thread hold
@@ -203,8 +202,8 @@ def output_kernel(
         row_state = 0.0
         row_normalizer = 0.0
     CAN_COPY_AHEAD: tl.constexpr = BT >= 64 and BV >= 64 and DOT == tl.bfloat16
-    # in a piece of a block or two there is nothing to copy ahead
-    if CAN_COPY_AHEAD and size > 2 * BT:
+    # in a piece of one block there is nothing to copy ahead
+    if CAN_COPY_AHEAD and size > BT:
         emit_output(
             query + start * stride_qt + i_head.to(tl.int64) * stride_qh,
             output_gate + start * stride_zt + i_head.to(tl.int64) * stride_zh,

@@ -110,6 +110,16 @@ def accumulate_state(
 
 
 @triton.jit
+def row_splits(slot_offsets, i_slot, fold):
+    """First split of a row and their number, ``(0, 1)`` in place of both if ``fold`` is 0, where nobody asks."""
+    first, count = 0, 1
+    if fold:
+        first = tl.load(slot_offsets + i_slot).to(tl.int32)
+        count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
+    return first, count
+
+
+@triton.jit
 def load_state(
     state,
     normalizer,
@@ -257,7 +267,7 @@ def state_kernel(
     store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["fold"])
 def combine_states_kernel(
     partial_state,
     partial_normalizer,
@@ -266,25 +276,30 @@ def combine_states_kernel(
     state,
     normalizer,
     stats,
+    fold,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """State of one split row, head and key block; grid ``(G * H, blocks of BK keys)``. A slot without splits gets zeros."""
+    """State of one row of more than ``fold`` splits, head and key block; grid ``(G * H, blocks of BK keys)``.
+
+    A slot without splits gets zeros.
+    """
     i_partial = tl.program_id(0)
     i_key = tl.program_id(1) * BK
     i_head = (i_partial % H).to(tl.int64)
     i_slot = i_partial // H
     first = tl.load(slot_offsets + i_slot).to(tl.int32)
     count = tl.load(slot_offsets + i_slot + 1).to(tl.int32) - first
-    if count <= FEW_SPLITS:
-        values, normalizer_values, gate_max, weight_sum = load_state(
-            partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, FEW_SPLITS
-        )
-    else:
-        values, normalizer_values, gate_max, weight_sum = load_state(
-            partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, COMBINE_UNROLL
-        )
-    store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
+    if (count > fold) | (count == 0):
+        if count <= FEW_SPLITS:
+            values, normalizer_values, gate_max, weight_sum = load_state(
+                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, FEW_SPLITS
+            )
+        else:
+            values, normalizer_values, gate_max, weight_sum = load_state(
+                partial_state, partial_normalizer, partial_stats, first, count, i_head, H, i_key, K, V, BK, BV, COMBINE_UNROLL
+            )
+        store_state(state, normalizer, stats, i_partial, i_key, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)

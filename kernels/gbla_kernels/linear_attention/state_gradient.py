@@ -74,7 +74,7 @@ def store_state_gradient(
         tl.store(brackets + i_partial, bracket)
 
 
-@triton.jit(do_not_specialize=["num_shares", "share_programs"])
+@triton.jit(do_not_specialize=["fold", "num_shares", "share_programs"])
 def combine_gradients_kernel(
     partial_d_state,
     partial_d_normalizer,
@@ -87,6 +87,7 @@ def combine_gradients_kernel(
     d_norm_weight,
     num_shares,
     share_programs,
+    fold,
     H,
     K: tl.constexpr,
     V: tl.constexpr,
@@ -96,9 +97,10 @@ def combine_gradients_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The sums of the shares of d norm_weight, then gradients dS and dn, each program of one split row, head and key block.
+    """The sums of the shares of d norm_weight, then gradients dS and dn of rows of more than ``fold`` splits.
 
-    Grid ``(share_programs + G * H * blocks of BK keys,)``; the first ones take ``COLUMNS`` of ``WIDTH = H V`` each.
+    A program has one such row, head and key block. Grid ``(share_programs + G * H * blocks of BK keys,)``;
+    the first ones take ``COLUMNS`` of ``WIDTH = H V`` each.
     """
     i_program = tl.program_id(0) - share_programs
     if i_program < 0:
@@ -109,12 +111,13 @@ def combine_gradients_kernel(
         i_key = i_program % KEY_BLOCKS * BK
         first = tl.load(slot_offsets + i_row // H).to(tl.int32)
         count = tl.load(slot_offsets + i_row // H + 1).to(tl.int32) - first
-        if count <= FEW_SPLITS:
-            values, normalizer_values, bracket = load_state_gradient(
-                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, FEW_SPLITS
-            )
-        else:
-            values, normalizer_values, bracket = load_state_gradient(
-                partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
-            )
-        store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)
+        if (count > fold) | (count == 0):
+            if count <= FEW_SPLITS:
+                values, normalizer_values, bracket = load_state_gradient(
+                    partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, FEW_SPLITS
+                )
+            else:
+                values, normalizer_values, bracket = load_state_gradient(
+                    partial_d_state, partial_d_normalizer, partial_brackets, first, count, i_row % H, H, i_key, K, V, BK, BV, COMBINE_UNROLL
+                )
+            store_state_gradient(d_state, d_normalizer, brackets, i_row, i_key, K, V, values, normalizer_values, bracket, BK, BV)

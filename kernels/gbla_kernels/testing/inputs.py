@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from gbla_kernels.layout import JaggedLayout
-from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT
 
 BLOCK = 64
 """Tokens that a kernel reads at once, mostly."""
-NASTY_LENGTHS = (0, 1, 2, 3, 7, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK + 1, 131, SPLIT, SPLIT + 1)
-"""Empty, single, primes, and both sides of block and split edges."""
+NASTY_LENGTHS = (0, 1, 2, 3, 7, BLOCK - 1, BLOCK, BLOCK + 1, SHORT_LIMIT - 1, SHORT_LIMIT, SHORT_LIMIT + 1, 131, SPLIT, SPLIT + 1)
+"""Empty, single, primes, and both sides of the edges of blocks, short rows and splits."""
 
 JaggedLengths = NewType("JaggedLengths", list[int])
 """Row lengths of a batch; under hypothesis ``st.from_type(JaggedLengths)`` draws nasty ones (``tests/kernels/conftest.py``)."""

@@ -7,7 +7,7 @@ import torch
 
 from gbla_kernels import Backend, JaggedLayout
 from gbla_kernels.linear_attention.autograd import FOLD_LIMIT
-from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT
 from gbla_kernels.testing.attention_laws import (
     LAWS,
     Law,
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 BF16 = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=3, key_dim=64, value_dim=64)
 FP32 = replace(BF16, dtype=torch.float32)
 FP16 = replace(BF16, dtype=torch.float16)
-LENGTHS = [0, 1, BLOCK - 1, BLOCK, 0, BLOCK + 1, SPLIT - 1, SPLIT, SPLIT + 1, 131, 3, 2 * SPLIT + 37]
+LENGTHS = [0, 1, BLOCK - 1, BLOCK, 0, BLOCK + 1, SHORT_LIMIT, SHORT_LIMIT + 3, SPLIT - 1, SPLIT, SPLIT + 1, 3, 2 * SPLIT + 37]
 VARIANTS = {
     "full": Variant(),
     "unnormalized": Variant(normalize=False),
@@ -76,7 +76,7 @@ def test_long_rows_pack_bit_for_bit(lengths: list[int]) -> None:
     packed_batch_is_each_row_alone_bit_for_bit(replace(BF16, num_heads=2), lengths, 5)
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [SPLIT + 1] * 9, [1, 131_072, 20_000]], ids=["nasty", "folded", "giant"])
+@pytest.mark.parametrize("lengths", [LENGTHS, [SPLIT + 1] * 9, [1, 131_072, 20_000, SPLIT]], ids=["nasty", "folded", "giant"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_output_is_within_the_error_budget_where_no_gradient_is_recorded(dtype: torch.dtype, lengths: list[int]) -> None:
     subject = replace(BF16, dtype=dtype, num_heads=2)

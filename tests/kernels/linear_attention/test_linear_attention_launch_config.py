@@ -42,7 +42,7 @@ def test_only_bf16_on_hopper_has_limits_on_registers(monkeypatch: pytest.MonkeyP
 
     def limited(dtype: torch.dtype, for_hopper: bool) -> bool:
         config = uncached(64, 64, dtype, for_hopper)
-        kernels = (config.state_for_backward, config.row, *config.tiny_rows, config.query_backward)
+        kernels = (config.state_for_backward, config.row, *config.tiny_rows, *config.tiny_rows_backward, config.query_backward)
         return any(kernel.max_registers is not None for kernel in kernels)
 
     found = {(dtype, for_hopper): limited(dtype, for_hopper) for dtype in (torch.bfloat16, torch.float32) for for_hopper in (True, False)}

@@ -47,7 +47,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ([9], [TINY], [TINY_BACK, SUMS]),
         ([9, 0, 16, 3] * 50, [TINY], [TINY_BACK, SUMS]),
-        ([9, 30, 60, 200], [TINY] * 3 + ["row_kernel"], [TINY_BACK] * 3 + ["row_backward_kernel", SUMS]),
+        ([9, 30, 60, 100], [TINY] * 3 + ["row_kernel"], [TINY_BACK] * 3 + ["row_backward_kernel", SUMS]),
+        ([200] * 500, LONG, LONG_BACK),
         ([512], LONG, LONG_BACK),
         ([1536], LONG, LONG_BACK),
         ([2048], LONG, LONG_BACK),

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
-from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_subject import Results, Subject, assert_same_bits, output_weights, results
 from gbla_kernels.testing.cuda_graph import assert_replays, capture
 from gbla_kernels.testing.device_waits import synchronisations_raise
@@ -43,7 +43,7 @@ def random_lengths(generator: random.Random) -> list[int]:
 
 
 def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After one batch that has short rows of every class and more splits than are folded."""
+    """After one batch that has short rows of every class and a row of more splits than its readers add up."""
     compiled: list[str] = []
     subject = Subject(backend=Backend.TRITON, dtype=torch.bfloat16, device="cuda", num_heads=3, key_dim=48, value_dim=80)
 
@@ -51,12 +51,12 @@ def test_hundred_jagged_batches_compile_nothing_new(monkeypatch: pytest.MonkeyPa
         compiled.append(str(event["repr"]))
 
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", count)
-    warm_inputs, warm_layout = subject.inputs([3, 0, *TINY_ROW_LIMITS, SPLIT, *[SPLIT + 100] * 10], seed=0)
+    warm_inputs, warm_layout = subject.inputs([3, 0, *TINY_ROW_LIMITS, SHORT_LIMIT, SPLIT, 9000], seed=0)
     subject.run(warm_inputs, warm_layout)
     assert compiled, "the hook sees compilations"
     compiled.clear()
     generator = random.Random(0)
-    batches = [[], [0], [1], [16], [17], [SPLIT], [SPLIT + 1], *(random_lengths(generator) for _ in range(93))]
+    batches = [[], [0], [1], [16], [17], [SHORT_LIMIT], [SPLIT], [SPLIT + 1], *(random_lengths(generator) for _ in range(92))]
     for number, lengths in enumerate(batches):
         inputs, layout = subject.inputs(lengths, seed=number)
         subject.run(inputs, layout, has_layout=number % 2 == 0)

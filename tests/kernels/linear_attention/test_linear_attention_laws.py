@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
 from gbla_kernels.dispatch import INTERPRETED
-from gbla_kernels.linear_attention.autograd import FOLD_LIMIT
+from gbla_kernels.linear_attention import autograd
+from gbla_kernels.linear_attention.autograd import FOLD_BYTES, FOLD_LIMIT
 from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_laws import (
     LAWS,
@@ -24,7 +25,7 @@ from gbla_kernels.testing.attention_laws import (
     same_call_gives_the_same_bits,
     strided_views_equal_contiguous_inputs,
 )
-from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, results
+from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, output_weights, results
 from gbla_kernels.testing.inputs import JaggedLengths
 
 REFERENCE = Subject(backend=Backend.REFERENCE, dtype=torch.float64)
@@ -110,10 +111,24 @@ def test_triton_obeys_at_the_borders_of_the_classes_of_short_rows(law: Law, vari
 
 @interpreted
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("num_splits", [FOLD_LIMIT, FOLD_LIMIT + 2], ids=["added_up_by_each_reader", "combined_once"])
-def test_triton_packs_rows_as_they_are_alone(num_splits: int) -> None:
+def test_triton_packs_rows_as_they_are_alone() -> None:
     # alone a row's splits are cut into pieces
-    packed_batch_is_each_row_alone_bit_for_bit(replace(TRITON, num_heads=2), [SPLIT + 1] * (num_splits // 2), 3)
+    packed_batch_is_each_row_alone_bit_for_bit(replace(TRITON, num_heads=2), [SPLIT + 1] * 5, 3)
+
+
+@interpreted
+@pytest.mark.usefixtures("poisoned_memory")
+def test_who_adds_up_the_states_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = replace(TRITON, num_heads=2)
+    # one split, two and three
+    inputs, layout = subject.inputs([SPLIT, SPLIT + 1, 0, 2 * SPLIT + 1], 6)
+    d_output = output_weights(inputs["value"])
+    by_readers = subject.run(inputs, layout, d_output=d_output)
+    # rows of more than one split are combined, of one or more than two
+    for limit, size in ((FOLD_LIMIT, -1), (2, FOLD_BYTES)):
+        monkeypatch.setattr(autograd, "FOLD_LIMIT", limit)
+        monkeypatch.setattr(autograd, "FOLD_BYTES", size)
+        assert_same_bits(subject.run(inputs, layout, d_output=d_output), by_readers)
 
 
 @interpreted

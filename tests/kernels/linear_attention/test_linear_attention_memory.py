@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gbla_kernels import Backend, JaggedLayout, gated_linear_attention, gated_linear_attention_packed
 from gbla_kernels.dispatch import INTERPRETED
-from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT
 
 pytestmark = [] if INTERPRETED else pytest.mark.gpu
 
@@ -51,9 +51,15 @@ def kept_beside(saved: list[Tensor], *given: Tensor) -> int:
 @pytest.mark.parametrize("is_packed", [False, True], ids=["views", "packed"])
 @pytest.mark.parametrize(
     ("lengths", "num_split"),
-    [([3, 0, 17], 0), ([64] * 9, 0), ([SPLIT + 1, 5], 1), ([3 * SPLIT, 1, SPLIT + 1, SPLIT, 2 * SPLIT], 3), ([2048], 1)],
+    [
+        ([3, 0, 17], 0),
+        ([64] * 9, 0),
+        ([SPLIT + 1, 5], 1),
+        ([3 * SPLIT, 1, SPLIT + 1, SHORT_LIMIT, SHORT_LIMIT + 1, 2 * SPLIT], 4),
+        ([2048], 1),
+    ],
 )
-def test_backward_keeps_its_inputs_and_a_state_of_each_split_row(lengths: list[int], num_split: int, is_packed: bool) -> None:
+def test_backward_keeps_its_inputs_and_a_state_of_each_long_row(lengths: list[int], num_split: int, is_packed: bool) -> None:
     layout = JaggedLayout.from_lengths(lengths).to(DEVICE)
     rows = {"offsets": layout.offsets, "layout": layout, "backend": Backend.TRITON}
     projection = projection_of(layout)

@@ -12,7 +12,7 @@ from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.linear_attention import autograd
 from gbla_kernels.linear_attention.autograd import attend
 from gbla_kernels.linear_attention.launches import run_forward
-from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT
 from gbla_kernels.testing.attention_subject import Subject, Tensors, assert_same_bits, output_weights, results
 
 # where kernels are compiled, "-m gpu" runs these too
@@ -24,7 +24,9 @@ OPTIONS = (False, True, 1e-6)
 """ReLU, division, eps; a forward takes besides whether a backward comes."""
 BARE = ("key_gate", "output_gate", "norm_weight")
 cases = pytest.mark.parametrize(
-    ("lengths", "absent"), [([0, 3, 17], ()), ([2, SPLIT + 1], ()), ([2, SPLIT + 1], BARE)], ids=["short", "split", "bare"]
+    ("lengths", "absent"),
+    [([0, 3, 17], ()), ([2, SHORT_LIMIT + 1, SPLIT + 1], ()), ([2, SHORT_LIMIT + 1, SPLIT + 1], BARE)],
+    ids=["short", "split", "bare"],
 )
 
 
@@ -49,7 +51,7 @@ def test_opcheck_of_backward(lengths: list[int], absent: tuple[str, ...]) -> Non
     opcheck(torch.ops.gbla_kernels.gated_linear_attention_backward.default, arguments)
 
 
-@pytest.mark.parametrize("lengths", [[0, 3, 17], [2, SPLIT + 1]], ids=["short", "split"])
+@pytest.mark.parametrize("lengths", [[0, 3, 17], [2, SHORT_LIMIT + 1, SPLIT + 1]], ids=["short", "split"])
 @pytest.mark.parametrize("has_gates", [True, False], ids=["gates", "no_gates"])
 def test_opcheck_of_one_projection(lengths: list[int], has_gates: bool) -> None:
     layout, heads, width = JaggedLayout.from_lengths(lengths).to(TRITON.device), 2, 16
