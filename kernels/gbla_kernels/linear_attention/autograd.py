@@ -204,8 +204,9 @@ def _eager_work(
     # one split is not added to anything: its readers take it as it is
     fold = FOLD_LIMIT if bytes_more <= FOLD_BYTES else int(splits.fewest_splits == 1)
     has = (splits.has_short, splits.has_splits, splits.class_ends)
-    shares = (fold, splits.most_splits <= fold, output_pieces, key_pieces)
-    return Work(*splits.tensors(), *has, *shares, use_relu, normalize, eps, for_backward)
+    return Work(
+        *splits.tensors(), *has, fold, splits.most_splits <= fold, output_pieces, key_pieces, use_relu, normalize, eps, for_backward
+    )
 
 
 def _traced_work(
