@@ -103,6 +103,8 @@ class StreamConfig:
     cuts: Cuts = "everywhere"
     """``newest``: one cut a history and epoch, before its newest ``targets_per_cut`` training events, for models in which every event
     predicts the next one."""
+    exclude_evaluated: bool = False
+    """Leave out histories with validation or test targets: users that are evaluated are new to the model."""
 
     def __post_init__(self) -> None:
         require_choice(self, "cuts", Cuts)

@@ -19,7 +19,7 @@ def training_samples(shard: HistoryShard, config: StreamConfig, *, seed: int, ep
     A history with ``n`` training events gets ``min(max_cuts_per_history, ceil(n / targets_per_cut))`` cuts, one uniform
     in each of as many equal strata of ``[min_history_length, n)``; ``cuts="newest"`` takes one, before the newest
     ``targets_per_cut`` events. With ``keep_ties`` a cut moves back to the start of its tie group, or forward to the end if too few
-    events are left to read. Equal cuts are taken once.
+    events are left to read. Equal cuts are taken once. With ``exclude_evaluated`` a history with later events gets no cut.
 
     Args:
         shard: the histories; only events before ``validation_begin`` are used.
@@ -44,6 +44,8 @@ def training_samples(shard: HistoryShard, config: StreamConfig, *, seed: int, ep
 
 def _draw_cuts(shard: HistoryShard, config: StreamConfig, seed: int, epoch: int) -> tuple[Int64Array, Int64Array]:
     num_events = shard.validation_begin
+    if config.exclude_evaluated:
+        num_events = np.where(num_events < np.diff(shard.offsets), 0, num_events)
     span = num_events - config.min_history_length
     if config.cuts == "newest":
         users = np.flatnonzero(span > 0).astype(np.int64)

@@ -115,9 +115,10 @@ class TrainingStream:
         shards = [(shard.num_users, shard.num_events) for shard in manifest.shards]
         config = dataclasses.asdict(self._config) | shares
         del config["target_cost"]
-        # a setting younger than the hash: its default names the same sequence as before
-        if config["cuts"] == "everywhere":
-            del config["cuts"]
+        # settings younger than the hash: their defaults name the same sequence as before
+        for name, default in (("cuts", "everywhere"), ("exclude_evaluated", False)):
+            if config[name] == default:
+                del config[name]
         identity = {"content": manifest.content_hash, "ties": manifest.split.ties, "shards": shards, "config": config, "seed": self._seed}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -166,9 +167,10 @@ class TrainingStream:
             room -= planned.budget(first, stop)
             num_empty_shards = 0 if len(planned.samples) else num_empty_shards + 1
             if num_empty_shards > self._dataset.num_shards:
+                excluded = ", or targets of validation or test (--stream.exclude-evaluated)" if self._config.exclude_evaluated else ""
                 raise ValueError(
                     f"{self._dataset.path} has no training sample: every history has fewer than "
-                    f"min_history_length + 1 = {self._config.min_history_length + 1} training events (or all at one time)"
+                    f"min_history_length + 1 = {self._config.min_history_length + 1} training events (or all at one time){excluded}"
                 )
             del source
             planned, first = self._next(planned), 0

@@ -16,7 +16,7 @@ YOUNGER = {
     "model.embedding": ("id_dropout", "event_dropout", "token_dropout", "item_features", "tokens"),
     "model.decoder": ("num_layers",),
     "model": ("objective", "item_head"),
-    "stream": ("cuts",),
+    "stream": ("cuts", "exclude_evaluated"),
     "evaluation": ("both_histories", "beam_sweep", "history_edges", "cold_edges", "joint_beams", "beam_weight"),
 }
 """Settings by section that older runs and semantic IDs do not have."""

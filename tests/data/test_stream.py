@@ -217,6 +217,26 @@ def test_newest_cuts_are_one_before_the_newest_training_events(
     assert sorted(found) == expected
 
 
+@pytest.mark.parametrize("cuts", ["everywhere", "newest"])
+def test_only_samples_of_evaluated_histories_are_excluded(temporal_dataset: PreparedDataset, cuts: Any) -> None:
+    config = StreamConfig(tokens_per_batch=1, targets_per_cut=2, oversized="own_batch", cuts=cuts)
+    evaluated = set()
+    for shard in temporal_dataset.iterate_shards():
+        evaluated |= set((shard.first_user + np.flatnonzero(shard.validation_begin < np.diff(shard.offsets))).tolist())
+    whole, kept = (
+        epoch_rows(TrainingStream(temporal_dataset, dataclasses.replace(config, exclude_evaluated=excluded), seed=1), 0)
+        for excluded in (False, True)
+    )
+    assert evaluated & {row[0] for row in whole}
+    assert kept and kept == [row for row in whole if row[0] not in evaluated]
+
+
+def test_excluding_every_history_is_refused(prepare_frame: PrepareFrame, serial_log: SerialLog) -> None:
+    data = prepare_frame(serial_log([9, 20]))
+    with pytest.raises(ValueError, match=r"no training sample: .*, or targets of validation or test \(--stream.exclude-evaluated\)"):
+        next(TrainingStream(data, StreamConfig(exclude_evaluated=True), seed=0).batches())
+
+
 @given(seed=st.integers(0, 50))
 def test_every_history_that_can_be_cut_is_cut_in_every_epoch(dataset: PreparedDataset, seed: int) -> None:
     config = StreamConfig(tokens_per_batch=1, targets_per_cut=4, oversized="own_batch")
@@ -269,7 +289,8 @@ def test_the_sequence_hash_of_an_earlier_version_still_names_its_sequence() -> N
     # written into checkpoints by version 0.1 before there was a choice of cuts
     of_old = "c8d7f3921679cf0fc94024aab1260aeffaf41da122b97e875649d959cac1306b"
     assert TrainingStream(data, config, seed=3).sequence_hash == of_old
-    assert TrainingStream(data, dataclasses.replace(config, cuts="newest"), seed=3).sequence_hash != of_old
+    for younger in ({"cuts": "newest"}, {"exclude_evaluated": True}):
+        assert TrainingStream(data, dataclasses.replace(config, **younger), seed=3).sequence_hash != of_old
 
 
 def test_the_sequence_is_pinned(prepare_frame: PrepareFrame, serial_log: SerialLog) -> None:
