@@ -14,6 +14,9 @@ and the pair at least ``distance`` events before it, so the encoder has to bring
 memory cannot, because what it asks for does not depend on the history.
 
 A training history has ``num_queries`` queries, independent of each other; one to be evaluated has one.
+
+``shortest_distance``: every training history has a distance of its own, log-uniform from this one up to ``distance``, so that what is
+learnt on short histories carries over to longer ones; those to be evaluated have ``distance`` all the same.
 """
 
 from collections.abc import Iterator
@@ -35,7 +38,9 @@ class PlantedRecall:
     """The task.
 
     Attributes:
-        distance: noise events between the planted part and the first query.
+        distance: noise events between the planted part and the first query; of all histories, or of the longest training histories and
+            of all to be evaluated.
+        shortest_distance: of training histories; None: all have ``distance``.
         binding: whether a pair is one event or two.
         num_pairs: pairs in a history, all with different keys and different values.
         num_keys: keys to draw from.
@@ -48,6 +53,7 @@ class PlantedRecall:
     """
 
     distance: int
+    shortest_distance: int | None = None
     binding: Binding = "event"
     num_pairs: int = 4
     num_keys: int = 4
@@ -64,7 +70,8 @@ class PlantedRecall:
         """Check that there are enough keys and values.
 
         Raises:
-            ValueError: if a number is not positive, or pairs cannot all differ.
+            ValueError: if a number is not positive, pairs cannot all differ, or ``shortest_distance`` is above ``distance`` or beside
+                several queries, which would be at other places in every history.
         """
         numbers = ("distance", "num_pairs", "num_keys", "num_values", "num_noise", "query_length", "num_queries")
         for name in (*numbers, "num_train", "num_validation", "num_test"):
@@ -73,6 +80,13 @@ class PlantedRecall:
         most = min(self.num_keys, self.num_values)
         if self.num_pairs > most:
             raise ValueError(f"PlantedRecall.num_pairs must be at most num_keys and num_values, {most}, got {self.num_pairs}")
+        if self.shortest_distance is not None:
+            if not 1 <= self.shortest_distance <= self.distance:
+                raise ValueError(
+                    f"PlantedRecall.shortest_distance must lie in [1, distance], [1, {self.distance}], got {self.shortest_distance}"
+                )
+            if self.num_queries > 1:
+                raise ValueError(f"PlantedRecall.num_queries must be 1 with a shortest_distance, got {self.num_queries}")
 
     @property
     def events_per_pair(self) -> int:
@@ -86,12 +100,17 @@ class PlantedRecall:
 
     @property
     def first_target(self) -> int:
-        """Events before the first target."""
+        """Events before the first target at the full distance."""
         return self.planted_length + self.distance + self.query_length
 
     @property
+    def earliest_target(self) -> int:
+        """Events before the first target of the shortest training history."""
+        return self.first_target if self.shortest_distance is None else self.first_target - self.distance + self.shortest_distance
+
+    @property
     def training_length(self) -> int:
-        """Events of a training history: the last target is followed by as many events as are between others."""
+        """Events of the longest training history: the last target is followed by as many events as are between others."""
         return self.first_target + self.num_queries * (1 + self.query_length)
 
     @property
@@ -116,51 +135,68 @@ class PlantedRecall:
 
 @dataclass(frozen=True)
 class Histories:
-    """``U`` histories of ``T`` events.
+    """``U`` jagged histories of ``L`` events altogether.
 
     Attributes:
-        items: ``(U, T)`` int64 item ids.
-        keys: ``(U, T)`` int64 keys of the context column, -1 for none; all -1 with ``binding="order"``.
-        times: ``(T,)`` int64; a target and the query after it have one time, so that a cut can fall on targets only.
+        items: ``(L,)`` int64 item ids.
+        keys: ``(L,)`` int64 keys of the context column, -1 for none; all -1 with ``binding="order"``.
+        times: ``(L,)`` int64; a target and the query after it have one time, so that a cut can fall on targets only.
+        offsets: ``(U + 1,)`` int64; history ``u`` is ``offsets[u]:offsets[u + 1]``.
     """
 
     items: NDArray[np.int64]
     keys: NDArray[np.int64]
     times: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
 
 def draw_histories(task: PlantedRecall, part: Part, num_users: int, random: np.random.Generator) -> Histories:
     """Draw ``num_users`` independent histories of ``part``: those of validation and test end with their one target."""
     num_queries = task.num_queries if part == "train" else 1
-    length = task.training_length if part == "train" else task.first_target + 1
-    rows, first_key = np.arange(num_users)[:, None], task.num_values + task.num_noise
-    items = random.integers(task.num_values, first_key, size=(num_users, length))
+    first_targets = task.first_target - task.distance + _distances(task, part, num_users, random)
+    lengths = first_targets + (num_queries * (1 + task.query_length) if part == "train" else 1)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    # columns: one row a history
+    rows, starts, targets = np.arange(num_users)[:, None], offsets[:-1, None], (offsets[:-1] + first_targets)[:, None]
+    first_key = task.num_values + task.num_noise
+    items = random.integers(task.num_values, first_key, size=offsets[-1])
     keys = np.full(items.shape, -1)
     pair_keys = _distinct(task.num_keys, task.num_pairs, num_users, random)
     pair_values = _distinct(task.num_values, task.num_pairs, num_users, random)
     slots = _distinct(task.planted_length // task.events_per_pair, task.num_pairs, num_users, random) * task.events_per_pair
     if task.binding == "event":
-        items[rows, slots], keys[rows, slots] = pair_values, pair_keys
+        items[starts + slots], keys[starts + slots] = pair_values, pair_keys
     else:
-        items[rows, slots], items[rows, slots + 1] = first_key + pair_keys, pair_values
+        items[starts + slots], items[starts + slots + 1] = first_key + pair_keys, pair_values
     for number in range(num_queries):
         asked = random.integers(task.num_pairs, size=(num_users, 1))
-        target = task.first_target + number * (1 + task.query_length)
-        query = slice(target - task.query_length, target)
+        target = targets + number * (1 + task.query_length)
+        query = target - 1 - np.arange(task.query_length)
         if task.binding == "event":
-            keys[:, query] = pair_keys[rows, asked]
+            keys[query] = pair_keys[rows, asked]
         else:
-            items[:, query] = first_key + pair_keys[rows, asked]
-        items[:, target] = pair_values[rows, asked][:, 0]
-    return Histories(items, keys, _times(task, part, length))
+            items[query] = first_key + pair_keys[rows, asked]
+        items[target] = pair_values[rows, asked]
+    return Histories(items, keys, _times(task, part, first_targets, offsets), offsets)
 
 
-def _times(task: PlantedRecall, part: Part, length: int) -> NDArray[np.int64]:
-    index = np.arange(length)
-    after = index - task.first_target
-    times = np.where(after < 0, index, task.first_target + after // (1 + task.query_length))
+def _distances(task: PlantedRecall, part: Part, num_users: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """``(num_users,)`` distances: of the task, or drawn so that their logarithms are uniform."""
+    if part != "train" or task.shortest_distance is None:
+        return np.full(num_users, task.distance)
+    # numbers from a distance up to the next one count for it, so that both ends are drawn
+    logarithms = random.uniform(np.log(task.shortest_distance), np.log(task.distance + 1), size=num_users)
+    return np.clip(np.exp(logarithms).astype(np.int64), task.shortest_distance, task.distance)
+
+
+def _times(task: PlantedRecall, part: Part, first_targets: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    lengths = np.diff(offsets)
+    index = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    first_target = np.repeat(first_targets, lengths)
+    after = index - first_target
+    times = np.where(after < 0, index, first_target + after // (1 + task.query_length))
     if part != "train":
-        times[-1] = task.validation_time if part == "validation" else task.test_time
+        times[offsets[1:] - 1] = task.validation_time if part == "validation" else task.test_time
     return times
 
 
@@ -182,16 +218,16 @@ def event_log(task: PlantedRecall) -> Iterator[pl.DataFrame]:
 
 
 def _frame(task: PlantedRecall, first_user: int, histories: Histories) -> pl.DataFrame:
-    num_users, length = histories.items.shape
+    lengths = np.diff(histories.offsets)
     columns = {
-        "user_id": np.repeat(np.arange(first_user, first_user + num_users), length),
-        "item_id": histories.items.ravel(),
-        "timestamp": np.tile(histories.times, num_users),
+        "user_id": np.repeat(np.arange(first_user, first_user + len(lengths)), lengths),
+        "item_id": histories.items,
+        "timestamp": histories.times,
     }
     frame = pl.DataFrame(columns)
     if task.binding == "event":
         names = pl.Series("key", [f"key-{key}" for key in range(task.num_keys)] + [NO_KEY], dtype=pl.Categorical)
-        frame = frame.with_columns(names.gather(pl.Series(histories.keys.ravel() % (task.num_keys + 1))).cast(pl.String).alias("key"))
+        frame = frame.with_columns(names.gather(pl.Series(histories.keys % (task.num_keys + 1))).cast(pl.String).alias("key"))
     return frame
 
 
