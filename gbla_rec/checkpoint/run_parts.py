@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from gbla_rec.checkpoint.sharding import planned_tables, sharded_retriever, tabl
 from gbla_rec.config import RunConfig, multiply_adds
 from gbla_rec.data.batch import Batch, Collator
 from gbla_rec.data.dataset import PreparedDataset
-from gbla_rec.data.evaluation_batches import evaluation_batches
+from gbla_rec.data.evaluation_batches import EvaluationSplit, evaluation_batches
 from gbla_rec.data.histories import HistoryBatch
 from gbla_rec.data.item_queries import QueryMaker
 from gbla_rec.models.autocast import autocast
@@ -122,7 +121,7 @@ class RunParts:
 
     def evaluation_batches(
         self,
-        split: Literal["validation", "test"],
+        split: EvaluationSplit,
         tokens_per_batch: int,
         num_users: int | None = None,
         *,
@@ -132,7 +131,7 @@ class RunParts:
         """This rank's part of the users of ``split``; every rank gets the same number of batches, some may be empty.
 
         Args:
-            split: whose targets to predict.
+            split: whose targets to predict; ``next`` has all events and no targets.
             tokens_per_batch: history events of one batch.
             num_users: a fixed random sample of users instead of all.
             users_per_batch: at most so many users in one batch.

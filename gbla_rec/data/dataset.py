@@ -97,6 +97,10 @@ class PreparedDataset:
         """``validation_begin``, ``test_begin`` and ``num_events`` of the users of shard ``index``, each ``(U,)`` int64."""
         return read_lengths(self.path / self.manifest.shards[index].path)
 
+    def user_ids(self, index: int) -> pl.Series:
+        """The ids of the users of shard ``index``, in their order."""
+        return pl.read_parquet(self.path / self.manifest.shards[index].path, columns=["user_id"], glob=False)["user_id"]
+
     def history(self, user_id: int | str) -> History:
         """The history of one user, with all context columns.
 

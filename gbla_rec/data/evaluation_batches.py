@@ -1,13 +1,14 @@
-"""Users to evaluate, each once: the memory before the split, and the targets after it.
+"""Users to evaluate or to recommend to, each once: the memory before the split, and the targets after it.
 
 Validation reads ``[0, validation_begin)`` to predict ``[validation_begin, test_begin)``; test reads ``[0, test_begin)`` to
-predict ``[test_begin, n)``. Users without memory or targets are left out.
+predict ``[test_begin, n)``. Users without memory or targets are left out. ``next`` reads all events, ``[0, n)``, of every user, and has no
+targets.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from gbla_rec.data.keyed_random import keyed_uint64
 from gbla_rec.data.shard_files import HistoryShard
 
 Int64Array = NDArray[np.int64]
-EvaluationSplit = Literal["validation", "test"]
+EvaluationSplit = Literal["validation", "test", "next"]
 USERS_KEY = 5
 MAX_SHARDS_HELD = 2
 BY_TOKENS = MultiplyAdds(event=1.0, pair=0.0, target=0.0, target_event=0.0)
@@ -95,7 +96,7 @@ def _batches(
     plan: list[_PlannedBatch] = []
     for index in range(dataset.num_shards):
         memory, end = _memory_and_end(dataset, index, split)
-        users = _eligible(memory, end)
+        users = _eligible(memory, end, split)
         if largest_key is not None:
             users = users[_keys(users + dataset.first_user(index), seed) <= largest_key]
         lengths = np.minimum(memory[users], max_history_length)
@@ -103,8 +104,10 @@ def _batches(
         plan += _plan_shard(index, users, lengths, (end - memory)[users], user_costs, *limits)
     if not plan:
         raise ValueError(
-            f"{dataset.path}: no user has {split} targets and events before them; prepare longer histories, or with another --split or "
-            "fewer targets"
+            f"{dataset.path}: no user has an event"
+            if split == "next"
+            else f"{dataset.path}: no user has {split} targets and events before them; prepare longer histories, or with another --split "
+            "or fewer targets"
         )
     held: dict[int, HistoryShard] = {}
     for step in _in_steps(plan, world_size, dataset.num_shards):
@@ -164,8 +167,7 @@ def _plan_shard(
 
 def _gather(shard: HistoryShard, users: Int64Array, split: EvaluationSplit, max_history_length: int) -> HistoryBatch:
     starts = shard.offsets[:-1][users]
-    memory = (shard.validation_begin if split == "validation" else shard.test_begin)[users]
-    end = shard.test_begin[users] if split == "validation" else np.diff(shard.offsets)[users]
+    memory, end = (bound[users] for bound in _bounds(shard.validation_begin, shard.test_begin, np.diff(shard.offsets), split))
     begin = np.maximum(memory - max_history_length, 0)
     batch = gather(EventSource.of_shard(shard), Samples(users + shard.first_user, begin, memory, end, starts + begin), None)
     places, seen_offsets = flat_ranges(starts, memory)
@@ -179,12 +181,18 @@ def _empty_batch(context: Sequence[str]) -> HistoryBatch:
 
 
 def _memory_and_end(dataset: PreparedDataset, index: int, split: EvaluationSplit) -> tuple[Int64Array, Int64Array]:
-    validation_begin, test_begin, num_events = dataset.read_lengths(index)
-    return (validation_begin, test_begin) if split == "validation" else (test_begin, num_events)
+    return _bounds(*dataset.read_lengths(index), split)
 
 
-def _eligible(memory: Int64Array, end: Int64Array) -> Int64Array:
-    return np.flatnonzero((memory > 0) & (end > memory)).astype(np.int64)
+def _bounds(
+    validation_begin: Int64Array, test_begin: Int64Array, num_events: Int64Array, split: EvaluationSplit
+) -> tuple[Int64Array, Int64Array]:
+    ends = {"validation": (validation_begin, test_begin), "test": (test_begin, num_events), "next": (num_events, num_events)}
+    return ends[split]
+
+
+def _eligible(memory: Int64Array, end: Int64Array, split: EvaluationSplit) -> Int64Array:
+    return np.flatnonzero((memory > 0) & ((end > memory) | (split == "next"))).astype(np.int64)
 
 
 def _keys(user_rows: Int64Array, seed: int) -> NDArray[np.uint64]:
@@ -195,7 +203,7 @@ def _largest_key(dataset: PreparedDataset, split: EvaluationSplit, num_users: in
     """The users with the ``num_users`` smallest keys are the sample; this is the largest of those keys."""
     smallest = np.zeros(0, np.uint64)
     for index in range(dataset.num_shards):
-        users = _eligible(*_memory_and_end(dataset, index, split))
+        users = _eligible(*_memory_and_end(dataset, index, split), split)
         smallest = np.sort(np.concatenate([smallest, _keys(users + dataset.first_user(index), seed)]))[:num_users]
     return smallest[-1] if len(smallest) else np.uint64(0)
 
@@ -209,8 +217,8 @@ def _check_arguments(
     users_per_batch: int | None,
     num_users: int | None,
 ) -> None:
-    if split not in ("validation", "test"):
-        raise ValueError(f"split must be 'validation' or 'test', got {split!r}")
+    if split not in get_args(EvaluationSplit):
+        raise ValueError(f"split must be one of {get_args(EvaluationSplit)}, got {split!r}")
     counts = {"tokens_per_batch": tokens_per_batch, "max_history_length": max_history_length}
     for name, value in (counts | {"users_per_batch": users_per_batch, "num_users": num_users}).items():
         if value is not None and value <= 0:

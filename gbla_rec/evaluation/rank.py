@@ -109,7 +109,7 @@ def rank_searches(
     parts.model.eval()
     vectors = parts.item_vectors() if parts.config.model.has_item_head else None
     found: dict[tuple[Search, Score], list[RankedUsers]] = {}
-    users_per_batch = max(MAX_BEAM_ROWS // _most_beams(parts.config, searches), 1)
+    users_per_batch = users_at_once(parts.config, searches)
     batches = parts.evaluation_batches(split, config.tokens_per_batch, num_users, users_per_batch=users_per_batch, with_queries=False)
     for histories, batch in batches:
         # every rank encodes, empty batch or not: the sharded tables need all ranks
@@ -132,10 +132,11 @@ def rank_searches(
     }
 
 
-def _most_beams(config: RunConfig, searches: Sequence[Search]) -> int:
-    """Of any of the searches, those that collect the candidates of joint scores among them."""
+def users_at_once(config: RunConfig, searches: Sequence[Search]) -> int:
+    """Users of a batch, by the most beams of any of the searches, those that collect the candidates of joint scores among them."""
     is_joint = any((search.only or scores_of(config.model)[0]) == "joint" for search in searches)
-    return max([*(search.num_beams for search in searches), *([config.evaluation.joint_beams] if is_joint else [])])
+    most_beams = max([*(search.num_beams for search in searches), *([config.evaluation.joint_beams] if is_joint else [])])
+    return max(MAX_BEAM_ROWS // most_beams, 1)
 
 
 def search_batch(

@@ -114,6 +114,13 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     assert len(re.findall(r"thing \d no \d+", recommended)) >= 3
     unknown = run_forked("recommend", "--history", "thing 1", status=2)
     assert "names no item of the dataset; did you mean one of" in unknown
+    everyone = tmp_path / "new" / "items.parquet"
+    written = run_forked("recommend", "--all-users", str(everyone), "--count", "3")
+    assert f"written to {everyone}: 30 users" in written
+    one = pl.read_parquet(everyone).row(by_predicate=pl.col("user_id") == "u3", named=True)
+    assert len(one["item_ids"]) == 3 and all(str(item) in recommended for item in one["item_ids"])
+    refused = run_forked("recommend", "--all-users", str(everyone), status=2)
+    assert f"{everyone} exists; delete it or choose another name" in refused
 
 
 TINY = """--recipe movielens_small --dataset tiny --semantic-ids.embedding text --semantic-ids.embedding-dim 8

@@ -15,7 +15,7 @@ from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import EvaluationSplit, evaluation_batches
 
 PrepareFrame = Callable[..., PreparedDataset]
-SPLITS = st.sampled_from(["validation", "test"])
+SPLITS = st.sampled_from(["validation", "test", "next"])
 Row = tuple[list[int], list[int], list[int], list[int]]
 
 
@@ -35,8 +35,8 @@ def expected_rows(dataset: PreparedDataset, split: EvaluationSplit, max_length: 
     user_ids = [user_id for shard in dataset.iterate_shards() for user_id in shard.user_ids]
     for row, history in enumerate(map(dataset.history, user_ids)):
         end = history.test_begin if split == "validation" else len(history.items)
-        begin = history.validation_begin if split == "validation" else history.test_begin
-        if begin > 0 and end > begin:
+        begin = {"validation": history.validation_begin, "test": history.test_begin, "next": end}[split]
+        if begin > 0 and (end > begin or split == "next"):
             seen, targets = history.items[:begin].tolist(), history.items[begin:end].tolist()
             result[row] = (seen[-max_length:], targets, seen, history.context["action"][:begin].tolist()[-max_length:])
     return result
@@ -81,7 +81,8 @@ def test_each_user_is_evaluated_once(
             assert not batch.token_keys.any()
             assert len(batch.token_keys) == len(batch.items)
     assert found == expected_rows(dataset, split, max_length)
-    assert len(found) == (dataset.manifest.num_validation_users if split == "validation" else dataset.manifest.num_test_users)
+    counts = {"validation": dataset.manifest.num_validation_users, "test": dataset.manifest.num_test_users, "next": 15}
+    assert len(found) == counts[split]
 
 
 @given(split=SPLITS, num_users=st.integers(1, 20), seed=st.integers(0, 9))
@@ -184,7 +185,7 @@ def test_bad_arguments_are_refused(dataset: PreparedDataset, arguments: dict[str
 
 
 def test_an_unknown_split_is_refused(dataset: PreparedDataset) -> None:
-    with pytest.raises(ValueError, match="'validation' or 'test'"):
+    with pytest.raises(ValueError, match="'validation', 'test', 'next'"):
         evaluation_batches(dataset, "train", tokens_per_batch=1, max_history_length=1)  # type: ignore[arg-type]
 
 

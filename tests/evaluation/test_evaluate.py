@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
+from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX
 from gbla_rec.config import RunConfig
 from gbla_rec.evaluation.per_user import read_per_user, values_of
 from gbla_rec.evaluation.rank import RankedUsers, _in_user_order
@@ -101,6 +103,40 @@ def recommend(rank: int, world_size: int, run_dir: str) -> dict[str, Any]:
             attempt()
         errors.append(str(refused.value))
     return {"user": for_user, "typed": typed, "by_id": by_id, "errors": errors}
+
+
+def recommend_to_everyone(rank: int, world_size: int, run_dir: str, path: str) -> dict[str, Any]:
+    from gbla_rec.evaluation.recommend import Recommender
+    from gbla_rec.evaluation.recommend_to_all import recommend_to_all
+
+    recommender = Recommender.open(Path(run_dir), CPU)
+    said: list[int] = []
+    found: dict[str, Any] = {"users": recommend_to_all(recommender, Path(path), 5, said=said.append), "said": said}
+    with pytest.raises(FileExistsError, match="exists; delete it or choose another name"):
+        recommend_to_all(recommender, Path(path), 5)
+    if world_size == 1:
+        ids = [user_id for shard in range(recommender.parts.dataset.num_shards) for user_id in recommender.parts.dataset.user_ids(shard)]
+        each = [recommender.for_user(str(user_id), 5) for user_id in ids]
+        found["alone"] = [(user_id, one.item_ids, one.scores) for user_id, one in zip(ids, each, strict=True)]
+    return found
+
+
+@pytest.mark.usefixtures("tiny_workspace")
+@pytest.mark.timeout(300)
+def test_a_file_for_all_users_has_what_each_gets_alone_on_any_number_of_ranks(run_ranks: Any, tiny_run: Any, tmp_path: Path) -> None:
+    run_dir = run_ranks(train_run, 2, tiny_run())[0]
+    alone = run_ranks(recommend_to_everyone, 1, run_dir, str(tmp_path / "one" / "items.parquet"))[0]
+    together = run_ranks(recommend_to_everyone, 2, run_dir, str(tmp_path / "two.parquet"))
+    one, two = pl.read_parquet(tmp_path / "one" / "items.parquet"), pl.read_parquet(tmp_path / "two.parquet")
+    assert one.columns == ["user_id", "item_ids", "scores"] and len(one) == alone["users"] == alone["said"][-1] == together[1]["users"]
+    assert one["user_id"].to_list() == [user_id for user_id, *_ in alone["alone"]]
+    assert one["item_ids"].to_list() == [items for _, items, _ in alone["alone"]]
+    for row, (*_, scores) in zip(one["scores"].to_list(), alone["alone"], strict=True):
+        assert row == pytest.approx(scores, rel=1e-4)
+    assert two.select("user_id", "item_ids").equals(one.select("user_id", "item_ids"))
+    # after every shard, and nothing temporary stays
+    assert len(alone["said"]) > 1 and alone["said"] == together[0]["said"] and not together[1]["said"]
+    assert not [path for path in (*tmp_path.glob("*"), *(tmp_path / "one").glob("*")) if path.name.startswith(TEMPORARY_PREFIX)]
 
 
 @pytest.mark.usefixtures("tiny_workspace")
