@@ -124,7 +124,9 @@ class Scheduler:
         if num_parallel < 1:
             raise ValueError(f"num_parallel must be at least 1, got {num_parallel}")
         if not KILL_SECONDS < grace_seconds < seconds:
-            raise ValueError(f"grace_seconds must lie between {KILL_SECONDS:g} and seconds, which is {seconds:g}, got {grace_seconds:g}")
+            raise ValueError(
+                f"grace_seconds must be more than {KILL_SECONDS:g} and less than seconds, which is {seconds:g}, got {grace_seconds:g}"
+            )
         if len({job.name for job in jobs}) != len(jobs):
             raise ValueError(f"jobs must have unique names, got {sorted(job.name for job in jobs)}")
         self.jobs = list(jobs)
