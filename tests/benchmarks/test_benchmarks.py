@@ -198,43 +198,6 @@ def test_kernels_compile_for_hopper_anywhere_and_the_output_fits_as_often_as_it_
     assert kernels["output_kernel"]["registers"] <= registers and kernels["output_kernel"]["programs"] >= programs
 
 
-FIRST = """
-import json
-import sys
-
-sys.path.insert(0, sys.argv[1])
-import cold_start
-
-from gbla_kernels.testing.compiled_kernels import call_op
-
-
-def launched(lengths, head_dim):
-    found = set()
-
-    def record(kernel, arguments, options):
-        found.add((kernel.fn.__name__, str(options)))
-
-    if sum(lengths):
-        call_op(record, lengths, head_dim, capability=90, with_backward=True)
-    return found
-
-
-for head_dim in cold_start.HEAD_DIMS:
-    first = launched(cold_start.FIRST_LENGTHS, head_dim)
-    later = set().union(*(launched(lengths, head_dim) for lengths in cold_start.random_batches()))
-    print(json.dumps([len(first), sorted(later - first)]))
-"""
-
-
-def test_the_first_batch_of_cold_start_launches_every_kernel_of_the_others():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", FIRST, str(BENCHMARKS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    # 4 classes of short rows and 3 kernels of split rows, forward and backward
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [[14, []]] * 2
-
-
 LIMITED = """
 import json
 import sys

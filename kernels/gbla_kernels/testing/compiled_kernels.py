@@ -7,6 +7,7 @@ Needs a process of its own without the interpreter.
 
 import re
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,6 +53,23 @@ class DriverWithoutDevice:
         return 0
 
 
+def replace_launches(compile_instead: Compile, *modules: ModuleType, capability: int) -> None:
+    """From now on the ops of ``modules``, called on CPU tensors, hand over each launch that a GPU of this ``capability`` would get."""
+
+    def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., None]:
+        return lambda *arguments, **keywords: compile_instead(kernel, arguments, keywords)
+
+    triton.runtime.driver.set_active(DriverWithoutDevice(capability))
+    replacements = {
+        "launch": launch,
+        "require_triton_device": lambda op, tensor: None,
+        "is_hopper": lambda device: capability // 10 == HOPPER,
+    }
+    for module in modules:
+        for name in replacements.keys() & vars(module).keys():
+            setattr(module, name, replacements[name])
+
+
 def call_op(
     compile_instead: Compile,
     lengths: Sequence[int],
@@ -69,18 +87,7 @@ def call_op(
     The norm and both gates are on, and the normaliser if ``normalize``; no kernel reads the tensors. ``lengths`` are the tokens of each
     row, ``capability`` is ten times the compute capability, ``value_dim`` (default: ``head_dim``) the width of values.
     """
-
-    def launch(kernel: Any, grid: tuple[Any, ...]) -> Callable[..., None]:
-        return lambda *arguments, **keywords: compile_instead(kernel, arguments, keywords)
-
-    triton.runtime.driver.set_active(DriverWithoutDevice(capability))
-    module: Any
-    for module, name, replacement in (
-        (autograd, "launch", launch),
-        (api, "require_triton_device", lambda op, tensor: None),
-        (launches, "is_hopper", lambda device: capability // 10 == HOPPER),
-    ):
-        setattr(module, name, replacement)
+    replace_launches(compile_instead, api, autograd, launches, capability=capability)
     layout = JaggedLayout.from_lengths(lengths)
     value_dim = value_dim or head_dim
     widths = (head_dim, head_dim, value_dim, value_dim)
@@ -97,6 +104,21 @@ def call_op(
 
 class _LoweredError(Exception):
     """Compilation has come as far as was asked: the module as text, and the metadata."""
+
+
+def specialization(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+    """Name of the kernel that a launch needs, and all that Triton tells compilations of it apart by."""
+    found: list[str] = []
+
+    def record_and_refuse(**event: Any) -> bool:
+        found.append(str(event["key"]))
+        return True
+
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.jit_cache_hook = record_and_refuse
+        kernel.warmup(*arguments, grid=(1,), **keywords)
+    assert found, f"{kernel.fn.__name__} was compiled before"
+    return f"{kernel.fn.__name__} {found[0]}"
 
 
 def lower(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], *, last: str) -> tuple[str, dict[str, Any]]:
