@@ -1,6 +1,6 @@
 """How the rows of a jagged batch are cut into the pieces that single programs work on."""
 
-# B rows, L tokens, T tokens of a row, Z splits, G rows that are split (docs/shapes.md)
+# B rows, L tokens, T tokens of a row, Z splits, G rows with splits (docs/shapes.md)
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,13 +50,13 @@ class RowSplits:
         short_rows: ``(S, 2)`` int64: first token and end of each short row.
         class_ends: the rows of at most ``TINY_ROW_LIMITS[i]`` tokens end at entry ``class_ends[i]`` of ``short_rows``, the longer ones
             at ``class_ends[-1]``; None where rows stand in the order of the batch.
-        most_splits: no row has more splits.
-        fewest_splits: no row beyond ``short_limit`` has fewer.
         splits: ``(Z, 3)`` int64: slot of the row, first token and end of each split; splits of a row lie side by side.
-        slot_offsets: ``(G + 1,)`` int64: splits of slot ``g`` are ``slot_offsets[g]:slot_offsets[g + 1]``. A slot is a row
-            that is split, counted without the others.
+        slot_offsets: ``(G + 1,)`` int64: splits of slot ``g`` are ``slot_offsets[g]:slot_offsets[g + 1]``. A slot is a
+            longer row, of one split or more, counted without the short ones.
         has_short: whether there may be a short row that is not empty.
         has_splits: whether there may be a split.
+        most_splits: no row has more splits; a bound where tables are made on the device, as is the next.
+        fewest_splits: no row beyond ``short_limit`` has fewer; 0 where none is so long.
     """
 
     short_rows: Tensor
@@ -95,7 +95,7 @@ class RowSplits:
     def on_device(cls, offsets: Tensor, num_tokens: int, *, short_limit: int = SHORT_LIMIT) -> "RowSplits":
         """Tables of the largest size that ``num_tokens`` allows, on the device of ``offsets (B + 1,)`` and without a sync.
 
-        At most ``L / (short_limit + 1)`` rows are split, into at most ``L / SPLIT`` splits and one more each.
+        At most ``L / (short_limit + 1)`` rows have splits, at most ``L / SPLIT`` of them and one more each.
         """
         # two empty rows more: no size is ever 0 or 1, which a compiler treats apart
         bounds = torch.cat((offsets, offsets[-1:], offsets[-1:]))

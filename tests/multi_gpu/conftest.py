@@ -59,7 +59,7 @@ class Sizes:
 
 
 ON_CPU = Sizes(30, (300, 450), 80, 16, 900, 300, "reference")
-# histories of more than 256 events are split by the Triton kernels, those of more than 1,536 coarsely
+# histories of more than 256 events have several splits in the Triton kernels, those of more than 1,536 coarse ones
 ON_GPU = Sizes(1500, (2000, 2300, 3000, 3700, 4500, 5000), 500, 128, 12_000, 2_000, "triton")
 
 

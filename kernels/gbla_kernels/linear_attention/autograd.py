@@ -1,6 +1,6 @@
 """Joins the kernels to autograd: directly in eager mode, as registered ops under a compiler."""
 
-# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+# L tokens, H heads, K key width, V value width, Z splits, G rows with splits, S short rows (docs/shapes.md)
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from gbla_kernels.linear_attention.launches import Inputs, RowStates, Work, new_
 from gbla_kernels.row_splits import RowSplits
 
 FOLD_LIMIT = 8
-"""The states of a row of at most so many splits may be added up by each of their readers, which saves a launch ..."""
+"""The partial states of a row of at most so many splits may be added up by each of their readers, which saves a launch ..."""
 FOLD_BYTES = 20 * 2**20
 """... if all readers together then load no more than this beyond one state each: about what an H100's L2 cache delivers meanwhile."""
 OUTPUT_PROGRAMS = 24 if INTERPRETED else 264
@@ -201,18 +201,16 @@ def _eager_work(
         min(max(programs // (num_splits * num_heads), 1), MAX_PIECES) for programs in (OUTPUT_PROGRAMS, KEY_PROGRAMS)
     )
     bytes_more = num_splits * num_heads * output_pieces * (splits.most_splits - 1) * 4 * state_size
-    # one split is not added to anything: its readers take it as it is
+    # the state of a row's only split is the row's: its readers take it as it is
     fold = FOLD_LIMIT if bytes_more <= FOLD_BYTES else int(splits.fewest_splits == 1)
-    has = (splits.has_short, splits.has_splits, splits.class_ends)
-    return Work(
-        *splits.tensors(), *has, fold, splits.most_splits <= fold, output_pieces, key_pieces, use_relu, normalize, eps, for_backward
-    )
+    is_folded, has = splits.most_splits <= fold, (splits.has_short, splits.has_splits, splits.class_ends)
+    return Work(*splits.tensors(), *has, fold, is_folded, output_pieces, key_pieces, use_relu, normalize, eps, for_backward)
 
 
 def _traced_work(
     short_rows: Tensor, splits: Tensor, slot_offsets: Tensor, use_relu: bool, normalize: bool, eps: float, for_backward: bool = True
 ) -> Work:
-    # no branch on a size that may be symbolic: every kernel is launched, no split is cut
+    # no branch on a size that may be symbolic: every kernel is launched, no split is cut, and readers take only single states
     return Work(short_rows, splits, slot_offsets, True, True, None, 1, False, 1, 1, use_relu, normalize, eps, for_backward)
 
 
@@ -235,7 +233,7 @@ def gated_linear_attention_op(
     eps: float,
     for_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, and the states of split rows; exact enough for backward only if ``for_backward``."""
+    """Output, and the states of rows that have splits; exact enough for backward only if ``for_backward``."""
     work = _traced_work(short_rows, splits, slot_offsets, use_relu, normalize, eps, for_backward)
     out, states = run_forward(traced_launch, Inputs(query, key, value, key_gate, output_gate), norm_weight, work)
     return out, states.state, states.normalizer, states.stats

@@ -1,6 +1,6 @@
 """Launches the kernels of a call."""
 
-# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+# L tokens, H heads, K key width, V value width, Z splits, G rows with splits, S short rows (docs/shapes.md)
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,8 +34,9 @@ class Work:
 
     Attributes:
         class_ends: where the classes of short rows end in ``short_rows``, or None.
-        fold: the partial states of a row of at most so many splits are added up by each of their readers, if a program holds a state.
-        is_folded: whether no row has more splits.
+        fold: the partial states of a row of at most so many splits are added up by each of their readers, not by a kernel; 0 for none.
+            Not heeded where a state is too large for one program: there a kernel adds up all.
+        is_folded: whether no row has more splits than ``fold``.
         output_pieces: programs per split of the output kernel, where tokens do not depend on each other.
         key_pieces: the same of the key side of backward.
         for_backward: whether the states are as exact as backward needs them; forward alone does with less.
@@ -70,7 +71,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowStates:
-    """Combined states of split rows: ``(G, H, K, V)``, ``(G, H, K)`` and ``(G, H, 2)`` (largest gate, sum of weights), fp32."""
+    """Combined states of rows that have splits: ``(G, H, K, V)``, ``(G, H, K)`` and ``(G, H, 2)`` (largest gate, sum of weights), fp32."""
 
     state: Tensor
     normalizer: Tensor
@@ -97,7 +98,7 @@ def _strides(x: Tensor | None) -> tuple[int, int]:
 
 
 def run_forward(run: Launcher, x: Inputs, norm_weight: Tensor | None, work: Work) -> tuple[Tensor, RowStates]:
-    """Output ``(L, H, V)``, contiguous, and the states of split rows."""
+    """Output ``(L, H, V)``, contiguous, and the states of rows that have splits."""
     num_tokens, num_heads = x.query.shape[:2]
     # int: a compiled kernel is made for these widths, whatever else is dynamic
     key_dim, value_dim = int(x.query.shape[2]), int(x.value.shape[2])
@@ -275,6 +276,6 @@ def new_states(x: Inputs, count: Any) -> RowStates:
 
 
 def _combine_blocks(key_dim: int, config: LaunchConfig) -> tuple[int, int]:
-    """Small slices, since few rows are split: key block, and their number."""
+    """Small slices, since few rows are combined: key block, and their number."""
     block = min(config.key_block, 256 // config.value_block)
     return block, -(-key_dim // block)

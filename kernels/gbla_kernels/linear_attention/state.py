@@ -6,7 +6,7 @@ state of a row has the same form; only ``S / l`` and ``n / l`` enter the output.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+# L tokens, H heads, K key width, V value width, Z splits, G rows with splits, S short rows (docs/shapes.md)
 # FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
 
 import triton
@@ -111,7 +111,7 @@ def accumulate_state(
 
 @triton.jit
 def row_splits(slot_offsets, i_slot, fold):
-    """First split of a row and their number, ``(0, 1)`` in place of both if ``fold`` is 0, where nobody asks."""
+    """First split of a row, and how many it has. Where ``fold`` is 0, ``(0, 1)`` without a load: more than ``fold``."""
     first, count = 0, 1
     if fold:
         first = tl.load(slot_offsets + i_slot).to(tl.int32)

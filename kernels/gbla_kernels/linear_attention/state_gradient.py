@@ -1,7 +1,7 @@
 """The gradients of a row's state and of norm_weight: the shares of splits, and their sums."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# L tokens, H heads, K key width, V value width, Z splits, G split rows, S short rows (docs/shapes.md)
+# L tokens, H heads, K key width, V value width, Z splits, G rows with splits, S short rows (docs/shapes.md)
 # FLA's dialect: i_ index, o_ offsets, m_ mask, p_ pointer, B? block; BK * NK >= K
 
 import triton

@@ -1,6 +1,6 @@
 """Rows of up to 64 tokens: products of tokens with tokens instead of a state, in one block of tokens.
 
-Longer rows, up to 128 tokens, are those of ``short_rows``; what is longer still is split (``state``, ``output``). The README beside this
+Longer rows, up to 128 tokens, are those of ``short_rows``; what is longer still has states (``state``, ``output``). The README beside this
 file has the formulas. With ``A = phi(q) (a phi(k))^T``, ``(T, T)``: ``u = A v`` and ``c = A 1``. That is less work than a state,
 ``(K, V)``, where T is small, and far fewer registers, so that many more rows run at once.
 """
