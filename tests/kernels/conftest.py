@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from gbla_kernels.row_splits import SPLIT
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT
 from gbla_kernels.testing.inputs import BLOCK, JaggedLengths
 
-EDGES = tuple(block + step for block in (16, BLOCK, 2 * BLOCK) for step in (-1, 0, 1))
+EDGES = tuple(block + step for block in (16, BLOCK, SHORT_LIMIT) for step in (-1, 0, 1))
 PRIMES = (2, 3, 5, 7, 31, 61, 67, 131)
 GIANTS = (SPLIT - 1, SPLIT, SPLIT + 1)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.inputs import BLOCK, JaggedLengths
 
 Batch = list[int]
@@ -20,7 +20,7 @@ NASTY: dict[str, Callable[[Batch], bool]] = {
     "an empty row at the end": lambda lengths: len(lengths) > 1 and lengths[-1] == 0 < sum(lengths),
     **{
         f"a row of {edge} tokens": lambda lengths, edge=edge: edge in lengths  # type: ignore[misc]
-        for block in (TINY_ROW_LIMITS[0], BLOCK, 2 * BLOCK, SPLIT)
+        for block in (TINY_ROW_LIMITS[0], BLOCK, SHORT_LIMIT, SPLIT)
         for edge in (block - 1, block, block + 1)
     },
     "a prime": lambda lengths: any(length in (31, 61, 67, 131) for length in lengths),

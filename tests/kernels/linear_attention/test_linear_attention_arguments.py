@@ -9,7 +9,7 @@ from torch import Tensor
 from gbla_kernels import Backend, gated_linear_attention
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.linear_attention.autograd import attend
-from gbla_kernels.row_splits import SPLIT, RowSplits
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT, RowSplits
 from gbla_kernels.testing.attention_laws import assert_equivalent
 from gbla_kernels.testing.attention_subject import Subject, Variant, assert_same_bits, assert_within, output_weights, results
 
@@ -128,7 +128,7 @@ def test_triton_refuses_cpu_tensors() -> None:
         gated_linear_attention(**arguments(), backend=Backend.TRITON)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("length", [40, SPLIT, 2 * SPLIT + 1])
+@pytest.mark.parametrize("length", [40, SHORT_LIMIT, SPLIT, 2 * SPLIT + 1])
 def test_minus_infinity_in_query_and_key_is_mapped_to_zero(length: int) -> None:
     subject = replace(TRITON, dtype=torch.float32 if INTERPRETED else torch.bfloat16, key_dim=32, value_dim=32)
     inputs, layout = subject.inputs([length, 3], seed=4)

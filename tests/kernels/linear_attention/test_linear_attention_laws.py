@@ -12,7 +12,7 @@ from gbla_kernels import Backend, JaggedLayout, gated_linear_attention
 from gbla_kernels.dispatch import INTERPRETED
 from gbla_kernels.linear_attention import autograd
 from gbla_kernels.linear_attention.autograd import FOLD_BYTES, FOLD_LIMIT
-from gbla_kernels.row_splits import SPLIT, TINY_ROW_LIMITS
+from gbla_kernels.row_splits import SHORT_LIMIT, SPLIT, TINY_ROW_LIMITS
 from gbla_kernels.testing.attention_laws import (
     LAWS,
     Law,
@@ -106,7 +106,7 @@ def test_triton_splits_rows_in_other_variants(variant: Variant) -> None:
 @pytest.mark.parametrize("law", [output_and_gradients_equal_fp64, same_call_gives_the_same_bits], ids=name_of)
 @pytest.mark.parametrize("variant", [PLAIN, Variant(normalize=False, absent=("norm_weight",))], ids=["full", "sums"])
 def test_triton_obeys_at_the_borders_of_the_classes_of_short_rows(law: Law, variant: Variant) -> None:
-    law(replace(TRITON, variant=variant), [1, *(limit + more for limit in TINY_ROW_LIMITS for more in (0, 1))], 5)
+    law(replace(TRITON, variant=variant), [1, *(limit + more for limit in (*TINY_ROW_LIMITS, SHORT_LIMIT) for more in (0, 1))], 5)
 
 
 @interpreted

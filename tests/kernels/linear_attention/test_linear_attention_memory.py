@@ -1,4 +1,4 @@
-"""Backward keeps the very tensors it was given, views of one projection among them, and a state for each split row: nothing per token."""
+"""Backward keeps the very tensors it was given, views of one projection among them, and states of long rows: nothing per token."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ NUM_HEADS, KEY_DIM, VALUE_DIM = 2, 16, 24
 WIDTHS = {"query": KEY_DIM, "key": KEY_DIM, "value": VALUE_DIM, "output_gate": VALUE_DIM}
 COLUMNS = NUM_HEADS * (sum(WIDTHS.values()) + 1)
 STATE_BYTES = 4 * NUM_HEADS * (KEY_DIM * VALUE_DIM + KEY_DIM + 2)
-"""Of a split row, as the README of linear_attention has it."""
+"""Of a row with splits, as the README of linear_attention has it."""
 FEWEST_STATES = 2
 """There is room for two states at least."""
 

@@ -110,9 +110,11 @@ def test_opcheck_of_the_reference(direction: str) -> None:
     opcheck(torch.ops.gbla_kernels.linear_attention_reference.default, (*leaves, *settings))
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("absent", [(), ("key_gate", "output_gate"), ("norm_weight",)], ids=["full", "no_gates", "no_norm"])
 def test_traced_call_equals_the_eager_one(absent: tuple[str, ...]) -> None:
-    inputs, layout = inputs_of([0, 3, SPLIT + 1, SHORT_LIMIT + 1, 17], absent)
+    # rows of no split, one and two
+    inputs, layout = inputs_of([0, 3, SPLIT + 1, SHORT_LIMIT, 17, SHORT_LIMIT + 1], absent)
 
     def run(**tensors: Tensor | None) -> Tensor:
         return attend(**tensors, splits=layout.row_splits, feature_map="elu1", normalize=True, eps=1e-6)  # type: ignore[arg-type]
