@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gbla_kernels.causal_conv1d.forward import UNROLL, Tile, load_channels, load_taps, load_tokens, within_row
+from gbla_kernels.causal_conv1d.forward import UNROLL, Tile, load_before, load_channels, load_positions, load_rows, load_taps, within_row
 from gbla_kernels.dispatch import Launcher
 from gbla_kernels.elementwise import sigmoid
 
@@ -23,63 +23,75 @@ BLOCK_CHANNELS = 8
 
 
 @triton.jit
-def _store_dx(p_dx, b_dx, normed, rstd, tokens, m_tokens, m_channels, D: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Store the finished gradient of ``tokens``; through the norm, ``dx = rstd (dn - n mean(dn n))`` with ``n = x rstd``."""
+def _store_dx(p_dx, b_dx, normed, p_rstd, m_tokens, m_channels, D: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Store the finished gradient of a tile; through the norm, ``dx = rstd (dn - n mean(dn n))`` with ``n = x rstd``."""
     if HAS_NORM:
-        b_rstd = tl.load(rstd + tokens, mask=m_tokens, other=0)
+        b_rstd = tl.load(p_rstd, mask=m_tokens, other=0)
         mean = tl.sum(b_dx * normed, 1) / D
         b_dx = b_rstd[:, None] * (b_dx - normed * mean[:, None])
     tl.store(p_dx, b_dx.to(p_dx.dtype.element_ty), mask=m_tokens[:, None] & m_channels)
 
 
 @triton.jit
-def _load_normed(
-    p_x, rstd, tokens, m_channels, num_tokens, HAS_NORM: tl.constexpr, IS_INSIDE: tl.constexpr
-):  # fmt: skip
-    row = load_tokens(p_x, tokens, m_channels, num_tokens, IS_INSIDE)
-    if HAS_NORM:
-        row = row * tl.load(rstd + tokens, mask=(tokens >= 0) & (tokens < num_tokens), other=0)[:, None]
-    return row
+def _load_rstds(p_rstd, tokens, num_left, FIRST: tl.constexpr, COUNT: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Vectors ``(ROWS,)``, of the ``COUNT`` tokens from ``FIRST`` after ``tokens (ROWS,)`` on; without a norm, none."""
+    rstds = ()
+    for i in tl.static_range(FIRST, FIRST + COUNT if HAS_NORM else FIRST):
+        mask = num_left > i
+        if i < 0:
+            mask = mask & (tokens >= -i)
+        rstds = rstds + (tl.load(p_rstd + i, mask=mask, other=0),)
+    return rstds
+
+
+@triton.jit
+def _normed(rows, rstds, COUNT: tl.constexpr, HAS_NORM: tl.constexpr):
+    normed = ()
+    for i in tl.static_range(COUNT):
+        row = rows[i].to(tl.float32)
+        if HAS_NORM:
+            row = row * rstds[i][:, None]
+        normed = normed + (row,)
+    return normed
 
 
 @triton.jit
 def _walk_strips(
-    dy, x, rstd, positions, dx, taps, bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
+    dy, x, rstd, positions, dx, before, rows, d_rows, rstds, taps, bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
     D: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr,
     AFTER: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SILU: tl.constexpr, IS_INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store dx of the strips; return the sums over their tokens of the tap gradients and of the bias gradient."""
+    """Store dx of the strips; return the sums over their tokens of the tap gradients and of the bias gradient.
+
+    ``before``: inputs of the convolution, of the ``R - 1`` tokens before the strips; ``rows``, ``d_rows``, ``rstds``: x, dy and rstd of the
+    ``UNROLL`` tokens from their first on.
+    """
     m_channels = (channels < D)[None, :]
     p_x = x + starts[:, None] * stride_x + channels[None, :]
     p_dy = dy + starts[:, None] * stride_dy + channels[None, :]
     p_dx = dx + (starts[:, None] - (R - 1)) * D + channels[None, :]
-    history, pending, d_taps = (), (), ()
-    for i in tl.static_range(R - 1):
-        tokens = starts + (i - (R - 1))
-        row = _load_normed(p_x + (i - (R - 1)) * stride_x, rstd, tokens, m_channels, num_tokens, HAS_NORM, IS_INSIDE)
-        history = history + (row,)
+    p_positions = positions + starts
+    p_rstd = rstd + starts
+    # 32 bits where nothing is addressed, as in the forward
+    num_left = tl.minimum(num_tokens - starts, 2**30).to(tl.int32)
+    history, pending, d_taps = before, (), ()
+    for _ in tl.static_range(R - 1):
         pending = pending + (tl.zeros((ROWS, BLOCK_D), tl.float32),)
     for _ in tl.static_range(R):
         d_taps = d_taps + (tl.zeros((ROWS, BLOCK_D), tl.float32),)
     d_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
     # the tokens after the strip read its last ones
     for step in range(0, strip + AFTER, UNROLL):
-        rows, gradients = history, ()
+        conv_inputs = history + _normed(rows, rstds, UNROLL, HAS_NORM)
+        row_positions = load_positions(p_positions, num_left, UNROLL, IS_INSIDE)
         for i in tl.static_range(UNROLL):
-            tokens = starts + (step + i)
-            rows = rows + (_load_normed(p_x + i * stride_x, rstd, tokens, m_channels, num_tokens, HAS_NORM, IS_INSIDE),)
-            gradients = gradients + (load_tokens(p_dy + i * stride_dy, tokens, m_channels, num_tokens, IS_INSIDE),)
-        for i in tl.static_range(UNROLL):
-            tokens = starts + (step + i)
-            position = tokens
-            if not IS_INSIDE:
-                position = tl.load(positions + tokens, mask=tokens < num_tokens, other=0)
+            position = row_positions[i]
             inputs = ()
             sums = bias
             for distance in tl.static_range(R):
-                inputs = inputs + (within_row(rows[R - 1 + i - distance], position, distance, IS_INSIDE),)
+                inputs = inputs + (within_row(conv_inputs[R - 1 + i - distance], position, distance, IS_INSIDE),)
                 sums = tl.fma(inputs[distance], taps[distance], sums)
-            gradient = gradients[i]
+            gradient = d_rows[i].to(tl.float32)
             if HAS_SILU:
                 b_sigmoid = sigmoid(sums)
                 gradient *= tl.fma(sums * b_sigmoid, 1 - b_sigmoid, b_sigmoid)
@@ -90,8 +102,8 @@ def _walk_strips(
             pending = b_dx[: R - 1]
             # no later token reads the one R - 1 back
             finished = step + i - (R - 1)
-            m_finished = (finished >= 0) & (finished < strip) & (starts + finished < num_tokens)
-            _store_dx(p_dx + i * D, b_dx[R - 1], rows[i], rstd, starts + finished, m_finished, m_channels, D, HAS_NORM)
+            m_finished = (finished >= 0) & (finished < strip) & (num_left > i - (R - 1))
+            _store_dx(p_dx + i * D, b_dx[R - 1], conv_inputs[i], p_rstd + (i - (R - 1)), m_finished, m_channels, D, HAS_NORM)
             # tokens after the strip count in the next one
             gradient = tl.where(step < strip, gradient, 0)
             d_bias += gradient
@@ -99,10 +111,17 @@ def _walk_strips(
             for distance in tl.static_range(R):
                 updated = updated + (tl.fma(gradient, inputs[distance], d_taps[distance]),)
             d_taps = updated
-        history = rows[UNROLL:]
+        history = conv_inputs[UNROLL:]
         p_x += UNROLL * stride_x
         p_dy += UNROLL * stride_dy
         p_dx += UNROLL * D
+        p_positions += UNROLL
+        p_rstd += UNROLL
+        num_left -= UNROLL
+        m_next = m_channels & (step + UNROLL < strip + AFTER)
+        rows = load_rows(p_x, num_left, stride_x, m_next, UNROLL, IS_INSIDE)
+        d_rows = load_rows(p_dy, num_left, stride_dy, m_next, UNROLL, IS_INSIDE)
+        rstds = _load_rstds(p_rstd, num_left, num_left, 0, UNROLL, HAS_NORM)
     return d_taps, d_bias
 
 
@@ -126,29 +145,39 @@ def causal_conv1d_backward_kernel(
     # int64: a token times a stride passes 2^31
     first = tl.program_id(1).to(tl.int64) * ROWS * strip
     starts = first + tl.arange(0, ROWS).to(tl.int64) * strip
-    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
+    # every load before the first use of one; as in the forward, with the tokens that are read after the strips
+    AFTER: tl.constexpr = (R - 1 + UNROLL - 1) // UNROLL * UNROLL
+    last = first + ROWS * strip + AFTER - 1
+    last_position = tl.load(positions + last, mask=last < num_tokens, other=0)
+    m_channels = (channels < D)[None, :]
+    p_x = x + starts[:, None] * stride_x + channels[None, :]
+    p_dy = dy + starts[:, None] * stride_dy + channels[None, :]
+    num_left = num_tokens - starts
+    x_before = load_before(p_x, starts, num_tokens, stride_x, m_channels, R - 1)
+    rstds_before = _load_rstds(rstd + starts, starts, num_left, 1 - R, R - 1, HAS_NORM)
+    rows = load_rows(p_x, num_left, stride_x, m_channels, UNROLL, False)
+    d_rows = load_rows(p_dy, num_left, stride_dy, m_channels, UNROLL, False)
+    rstds = _load_rstds(rstd + starts, starts, num_left, 0, UNROLL, HAS_NORM)
+    b_bias = load_channels(bias, channels, D, ROWS) if HAS_BIAS else tl.zeros((ROWS, BLOCK_D), tl.float32)
     if HAS_NORM:
         b_norm = load_channels(norm_weight, channels, D, ROWS)
+    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
+    if HAS_NORM:
         scaled = ()
         for distance in tl.static_range(R):
             scaled = scaled + (taps[distance] * b_norm,)
         taps = scaled
-    b_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    if HAS_BIAS:
-        b_bias = load_channels(bias, channels, D, ROWS)
-    # as in the forward, with the tokens that are read after the strips
-    AFTER: tl.constexpr = (R - 1 + UNROLL - 1) // UNROLL * UNROLL
-    last = first + ROWS * strip + AFTER - 1
-    is_inside = tl.load(positions + last, mask=last < num_tokens, other=0) >= ROWS * strip + AFTER + R - 2
+    before = _normed(x_before, rstds_before, R - 1, HAS_NORM)
+    is_inside = last_position >= ROWS * strip + AFTER + R - 2
     if is_inside:
         d_taps, d_bias = _walk_strips(
-            dy, x, rstd, positions, dx, taps, b_bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
+            dy, x, rstd, positions, dx, before, rows, d_rows, rstds, taps, b_bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
             D, R, ROWS, BLOCK_D, UNROLL, AFTER, HAS_NORM, HAS_SILU, True,
         )  # fmt: skip
         _store_partials(partials, d_taps, d_bias, channels, D, R, HAS_BIAS)
     else:
         d_taps, d_bias = _walk_strips(
-            dy, x, rstd, positions, dx, taps, b_bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
+            dy, x, rstd, positions, dx, before, rows, d_rows, rstds, taps, b_bias, channels, starts, num_tokens, strip, stride_dy, stride_x,
             D, R, ROWS, BLOCK_D, UNROLL, AFTER, HAS_NORM, HAS_SILU, False,
         )  # fmt: skip
         _store_partials(partials, d_taps, d_bias, channels, D, R, HAS_BIAS)

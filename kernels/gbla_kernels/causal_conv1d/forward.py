@@ -75,18 +75,43 @@ def load_taps(weight, channels, D: tl.constexpr, R: tl.constexpr, PADDED_R: tl.c
 
 @triton.jit
 def load_channels(values, channels, D: tl.constexpr, ROWS: tl.constexpr):
-    """``(ROWS, BLOCK_D)`` fp32 with ``values (D,)`` in each row."""
-    b_values = tl.load(values + channels, mask=channels < D, other=0).to(tl.float32)
-    return tl.broadcast_to(b_values[None, :], (ROWS, channels.shape[0]))
+    """``(ROWS, BLOCK_D)`` fp32 with ``values (D,)`` in each row: loaded as a tile, so that nothing is exchanged between threads."""
+    p_values = values + channels[None, :] + tl.zeros((ROWS, 1), tl.int32)
+    return tl.load(p_values, mask=(channels < D)[None, :], other=0).to(tl.float32)
 
 
 @triton.jit
-def load_tokens(p_tokens, tokens, m_channels, num_tokens, IS_INSIDE: tl.constexpr):
-    """``(ROWS, BLOCK_D)`` fp32 at the pointers ``p_tokens``, one token a row; zeros for ``tokens (ROWS,)`` that are not there."""
-    mask = m_channels
-    if not IS_INSIDE:
-        mask = mask & ((tokens >= 0) & (tokens < num_tokens))[:, None]
-    return tl.load(p_tokens, mask=mask, other=0).to(tl.float32)
+def load_before(p_rows, tokens, num_tokens, stride, m_channels, COUNT: tl.constexpr):
+    """``COUNT`` tiles ``(ROWS, BLOCK_D)``: those before ``tokens (ROWS,)``, which are at the pointers ``p_rows``; zeros where none are."""
+    rows = ()
+    for i in tl.static_range(-COUNT, 0):
+        mask = m_channels & ((tokens >= -i) & (tokens < num_tokens - i))[:, None]
+        rows = rows + (tl.load(p_rows + i * stride, mask=mask, other=0),)
+    return rows
+
+
+@triton.jit
+def load_rows(p_rows, num_left, stride, m_channels, COUNT: tl.constexpr, IS_INSIDE: tl.constexpr):
+    """``COUNT`` tiles ``(ROWS, BLOCK_D)``, from the pointers ``p_rows`` on; zeros past the ``num_left (ROWS,)`` tokens of the batch."""
+    rows = ()
+    for i in tl.static_range(COUNT):
+        mask = m_channels
+        if not IS_INSIDE:
+            mask = mask & (num_left > i)[:, None]
+        rows = rows + (tl.load(p_rows + i * stride, mask=mask, other=0),)
+    return rows
+
+
+@triton.jit
+def load_positions(p_positions, num_left, COUNT: tl.constexpr, IS_INSIDE: tl.constexpr):
+    """``COUNT`` vectors ``(ROWS,)``, likewise; inside of a row nothing is loaded, and they mean nothing."""
+    positions = ()
+    for i in tl.static_range(COUNT):
+        if IS_INSIDE:
+            positions = positions + (num_left,)
+        else:
+            positions = positions + (tl.load(p_positions + i, mask=num_left > i, other=0).to(tl.int32),)
+    return positions
 
 
 @triton.jit
@@ -107,47 +132,55 @@ def reciprocal_rms(x, eps, D: tl.constexpr):
 
 @triton.jit
 def _walk_strips(
-    x, positions, y, rstd, taps, bias, channels, starts, num_tokens, strip, stride_x, eps,
+    x, positions, y, rstd, before, rows, taps, bias, channels, starts, num_tokens, strip, stride_x, eps,
     D: tl.constexpr, R: tl.constexpr, HAS_NORM: tl.constexpr, HAS_SILU: tl.constexpr, UNROLL: tl.constexpr, IS_INSIDE: tl.constexpr,
 ):  # fmt: skip
+    """Store y of the strips; ``before`` and ``rows`` are the ``R - 1`` tokens before the first one, and the ``UNROLL`` from there on."""
     m_channels = (channels < D)[None, :]
     p_x = x + starts[:, None] * stride_x + channels[None, :]
     p_y = y + starts[:, None] * D + channels[None, :]
+    p_positions = positions + starts
+    p_rstd = rstd + starts
+    # 32 bits where nothing is addressed: registers decide how many programs fit
+    num_left = tl.minimum(num_tokens - starts, 2**30).to(tl.int32)
     history = ()
     for i in tl.static_range(R - 1):
-        tokens = starts + (i - (R - 1))
-        row = load_tokens(p_x + (i - (R - 1)) * stride_x, tokens, m_channels, num_tokens, IS_INSIDE)
+        row = before[i].to(tl.float32)
         if HAS_NORM:
             row = row * reciprocal_rms(row, eps, D)[:, None]
         history = history + (row,)
     for step in range(0, strip, UNROLL):
-        rows = history
+        inputs = history
         for i in tl.static_range(UNROLL):
-            rows = rows + (load_tokens(p_x + i * stride_x, starts + (step + i), m_channels, num_tokens, IS_INSIDE),)
+            row = rows[i].to(tl.float32)
+            if HAS_NORM:
+                b_rstd = reciprocal_rms(row, eps, D)
+                tl.store(p_rstd + i, b_rstd, mask=num_left > i)
+                row = row * b_rstd[:, None]
+            inputs = inputs + (row,)
+        row_positions = load_positions(p_positions, num_left, UNROLL, IS_INSIDE)
+        p_x += UNROLL * stride_x
+        m_next = m_channels & (step + UNROLL < strip)
         if HAS_NORM:
-            normed = history
-            for i in tl.static_range(UNROLL):
-                tokens = starts + (step + i)
-                b_rstd = reciprocal_rms(rows[R - 1 + i], eps, D)
-                tl.store(rstd + tokens, b_rstd, mask=tokens < num_tokens)
-                normed = normed + (rows[R - 1 + i] * b_rstd[:, None],)
-            rows = normed
+            # hidden behind these tokens; without the norm the registers it takes would cost a program
+            rows = load_rows(p_x, num_left - UNROLL, stride_x, m_next, UNROLL, IS_INSIDE)
         for i in tl.static_range(UNROLL):
-            tokens = starts + (step + i)
             mask = m_channels
-            position = tokens
             if not IS_INSIDE:
-                mask = mask & (tokens < num_tokens)[:, None]
-                position = tl.load(positions + tokens, mask=tokens < num_tokens, other=0)
+                mask = mask & (num_left > i)[:, None]
             sums = bias
             for distance in tl.static_range(R):
-                sums = tl.fma(within_row(rows[R - 1 + i - distance], position, distance, IS_INSIDE), taps[distance], sums)
+                sums = tl.fma(within_row(inputs[R - 1 + i - distance], row_positions[i], distance, IS_INSIDE), taps[distance], sums)
             if HAS_SILU:
                 sums = sums * sigmoid(sums)
             tl.store(p_y + i * D, sums.to(y.dtype.element_ty), mask=mask)
-        history = rows[UNROLL:]
-        p_x += UNROLL * stride_x
+        if not HAS_NORM:
+            rows = load_rows(p_x, num_left - UNROLL, stride_x, m_next, UNROLL, IS_INSIDE)
+        history = inputs[UNROLL:]
         p_y += UNROLL * D
+        p_positions += UNROLL
+        p_rstd += UNROLL
+        num_left -= UNROLL
 
 
 @triton.jit(do_not_specialize=["num_tokens", "strip"])
@@ -161,27 +194,32 @@ def causal_conv1d_forward_kernel(
     # int64: a token times a stride passes 2^31
     first = tl.program_id(1).to(tl.int64) * ROWS * strip
     starts = first + tl.arange(0, ROWS).to(tl.int64) * strip
-    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
+    # every load before the first use of one: a program of few tokens waits once, not for each in turn
+    last = first + ROWS * strip - 1
+    last_position = tl.load(positions + last, mask=last < num_tokens, other=0)
+    m_channels = (channels < D)[None, :]
+    p_x = x + starts[:, None] * stride_x + channels[None, :]
+    before = load_before(p_x, starts, num_tokens, stride_x, m_channels, R - 1)
+    rows = load_rows(p_x, num_tokens - starts, stride_x, m_channels, UNROLL, False)
+    b_bias = load_channels(bias, channels, D, ROWS) if HAS_BIAS else tl.zeros((ROWS, BLOCK_D), tl.float32)
     if HAS_NORM:
         b_norm = load_channels(norm_weight, channels, D, ROWS)
+    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
+    if HAS_NORM:
         scaled = ()
         for distance in tl.static_range(R):
             scaled = scaled + (taps[distance] * b_norm,)
         taps = scaled
-    b_bias = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    if HAS_BIAS:
-        b_bias = load_channels(bias, channels, D, ROWS)
     # far enough into its row, the last token shows that all taps of all tokens are in that row: no masks
-    last = first + ROWS * strip - 1
-    is_inside = tl.load(positions + last, mask=last < num_tokens, other=0) >= ROWS * strip + R - 2
+    is_inside = last_position >= ROWS * strip + R - 2
     if is_inside:
         _walk_strips(
-            x, positions, y, rstd, taps, b_bias, channels, starts, num_tokens, strip, stride_x, eps,
+            x, positions, y, rstd, before, rows, taps, b_bias, channels, starts, num_tokens, strip, stride_x, eps,
             D, R, HAS_NORM, HAS_SILU, UNROLL, True,
         )  # fmt: skip
     else:
         _walk_strips(
-            x, positions, y, rstd, taps, b_bias, channels, starts, num_tokens, strip, stride_x, eps,
+            x, positions, y, rstd, before, rows, taps, b_bias, channels, starts, num_tokens, strip, stride_x, eps,
             D, R, HAS_NORM, HAS_SILU, UNROLL, False,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from gbla_kernels.linear_attention.elementwise import (
     round_like,
     two_columns,
 )
-from gbla_kernels.linear_attention.state import load_normalized_state, load_state, row_splits, store_state
+from gbla_kernels.linear_attention.state import load_normalized_state, load_state, row_splits, store_state, stored_state
 
 
 @triton.jit
@@ -195,7 +195,7 @@ def output_kernel(
                 i_row = i_slot * H + i_head
                 store_state(state, normalizer, stats, i_row, 0, K, V, values, normalizer_values, gate_max, weight_sum, BK, BV)
         else:
-            values, normalizer_values, gate_max, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+            values, normalizer_values, gate_max, weight_sum = stored_state(state, normalizer, stats, i_slot * H + i_head, 0, K, V, BK, BV)
         row_state = (values * inverse(weight_sum)).to(DOT)
         row_normalizer = normalizer_values * inverse(weight_sum)
     else:

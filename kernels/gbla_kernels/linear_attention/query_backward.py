@@ -24,7 +24,7 @@ from gbla_kernels.linear_attention.elementwise import (
     two_rows,
 )
 from gbla_kernels.linear_attention.output_gradient import output_gradient
-from gbla_kernels.linear_attention.state import load_state
+from gbla_kernels.linear_attention.state import stored_state
 from gbla_kernels.linear_attention.state_gradient import store_state_gradient
 
 
@@ -64,7 +64,7 @@ def load_centred_state(
     DOT: tl.constexpr,
 ):
     """A key slice of a row's state over its sum of weights, centred, and its normalizer."""
-    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV, 1)
+    values, normalizer_values, _, weight_sum = stored_state(state, normalizer, stats, i_slot * H + i_head, i_key, K, V, BK, BV)
     normalizer_values = normalizer_values * inverse(weight_sum)
     return centred_state(values * inverse(weight_sum), normalizer_values, centre, DOT), normalizer_values
 
@@ -277,14 +277,14 @@ def query_backward_kernel(
     start = tl.load(p_split + 1)
     num_tokens = (tl.load(p_split + 2) - start).to(tl.int32)
     if NK == 1:
-        values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        values, normalizer_values, _, weight_sum = stored_state(state, normalizer, stats, i_slot * H + i_head, 0, K, V, BK, BV)
         values = values * inverse(weight_sum)
         row_normalizer = normalizer_values * inverse(weight_sum)
         centre = state_centre(values, row_normalizer, HAS_NORM, NORMALIZE)
         row_state = centred_state(values, row_normalizer, centre, DOT)
     else:
         # any centre is right: that of the first slice
-        values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, 0, K, V, BK, BV, 1)
+        values, normalizer_values, _, weight_sum = stored_state(state, normalizer, stats, i_slot * H + i_head, 0, K, V, BK, BV)
         centre = state_centre(values, normalizer_values, HAS_NORM, NORMALIZE)
         row_state, row_normalizer = 0.0, 0.0
     values, normalizer_values, weight_values, bracket = query_backward(

@@ -161,6 +161,29 @@ def load_state(
 
 
 @triton.jit
+def stored_state(
+    state,
+    normalizer,
+    stats,
+    i_partial,
+    i_key,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """What ``store_state`` wrote: ``(BK, BV)``, ``(BK,)``, largest gate, sum of weights; ``load_state`` would wait for the gate first."""
+    o_k = i_key + tl.arange(0, BK)
+    o_v = tl.arange(0, BV)
+    m_k = o_k < K
+    i_partial = i_partial.to(tl.int64)
+    p_state = state + i_partial * K * V + o_k[:, None] * V + o_v[None, :]
+    values = tl.load(p_state, mask=m_k[:, None] & (o_v < V)[None, :], other=0.0)
+    normalizer_values = tl.load(normalizer + i_partial * K + o_k, mask=m_k, other=0.0)
+    return values, normalizer_values, tl.load(stats + 2 * i_partial), tl.load(stats + 2 * i_partial + 1)
+
+
+@triton.jit
 def load_normalized_state(
     state,
     normalizer,
@@ -176,7 +199,7 @@ def load_normalized_state(
     DOT: tl.constexpr,
 ):
     """``S / l`` as a dot operand and ``n / l``, of a row's combined state."""
-    values, normalizer_values, _, weight_sum = load_state(state, normalizer, stats, i_slot, 1, i_head, H, i_key, K, V, BK, BV, 1)
+    values, normalizer_values, _, weight_sum = stored_state(state, normalizer, stats, i_slot * H + i_head, i_key, K, V, BK, BV)
     return (values * inverse(weight_sum)).to(DOT), normalizer_values * inverse(weight_sum)
 
 
