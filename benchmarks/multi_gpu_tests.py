@@ -1,7 +1,7 @@
 """Run the tests of several GPUs, and write which of them passed on how many.
 
 ``python benchmarks/multi_gpu_tests.py`` on two GPUs or more, some of the tests on four. ``GBLA_REC_TEST_CPU_RANKS=4`` plays them with
-gloo ranks; the report then goes to the workspace, not over the committed one.
+gloo ranks. That report, and one with a test that failed, goes to the workspace, not over the committed one.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> int:
     """Parse, test, write; returns pytest's exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tests", type=Path, default=ROOT / "tests" / "multi_gpu", help="file or directory of tests")
-    parser.add_argument("--directory", type=Path, help="of the report (default: the committed results; the workspace without GPUs)")
+    parser.add_argument("--directory", type=Path, help="of the report (default: the committed results; the workspace without GPUs or where a test failed)")
     options = parser.parse_args()
     cpu_ranks = os.environ.get(CPU_RANKS)
     num_gpus = torch.cuda.device_count()
@@ -48,7 +48,7 @@ def main() -> int:
     devices = f"{num_gpus} GPUs" if cpu_ranks is None else f"{cpu_ranks} gloo ranks"
     outcomes = [row["outcome"].split(":")[0] for row in rows]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
-    where = results_directory(options.directory, is_whole=cpu_ranks is None)
+    where = results_directory(options.directory, is_whole=cpu_ranks is None and status == 0)
     print(write_report("multi_gpu_tests", rows, shown_command(cpu_ranks), NOTES.format(devices=devices, counts=counts), directory=where))
     return status
 

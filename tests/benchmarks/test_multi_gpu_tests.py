@@ -1,5 +1,6 @@
 """The report of the tests of several GPUs says of each test what pytest said."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -58,6 +59,20 @@ def test_each_outcome_is_written_and_the_status_is_that_of_the_tests(tmp_path: P
     }
     assert "on 2 gloo ranks: 2 passed, 1 skipped, 2 failed." in report["notes"]
     assert report["command"].startswith("GBLA_REC_TEST_CPU_RANKS=2 python ")
+
+
+@pytest.mark.usefixtures("benchmarks_on_path")
+def test_a_report_of_failures_does_not_replace_the_committed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GBLA_REC_TEST_CPU_RANKS", raising=False)
+    monkeypatch.setenv("GBLA_REC_WORKSPACE", str(tmp_path / "workspace"))
+    multi_gpu_tests = importlib.import_module("multi_gpu_tests")
+    monkeypatch.setattr(multi_gpu_tests.torch.cuda, "device_count", lambda: 2)
+    (tmp_path / "test_ranks.py").write_text(TESTS)
+    monkeypatch.setattr(sys, "argv", ["multi_gpu_tests.py", "--tests", str(tmp_path / "test_ranks.py")])
+    written: list[Path] = []
+    monkeypatch.setattr(multi_gpu_tests, "write_report", lambda *_, directory: written.append(directory))
+    assert multi_gpu_tests.main() == 1
+    assert written == [tmp_path / "workspace" / "benchmarks"]
 
 
 def test_no_report_is_written_where_no_test_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from gbla_kernels.linear_attention.elementwise import (
     product_with_zeros,
     remainder,
 )
-from gbla_kernels.linear_attention.state import finite, load_gate, row_splits
+from gbla_kernels.linear_attention.state import finite, load_gate, splits_of_row
 from gbla_kernels.linear_attention.state_gradient import load_state_gradient
 
 
@@ -174,7 +174,7 @@ def key_backward_kernel(
     gate_max = tl.load(stats + 2 * i_row)
     inverse_sum = inverse(tl.load(stats + 2 * i_row + 1))
     if NK == 1:
-        first, count = row_splits(slot_offsets, i_slot, fold)
+        first, count = splits_of_row(slot_offsets, i_slot, fold)
         if count <= fold:
             # a piece past the end of its split has nothing to do
             count = tl.where(num_tokens > 0, count, 0)

@@ -17,7 +17,7 @@ from gbla_kernels.linear_attention.elementwise import (
     round_like,
     two_columns,
 )
-from gbla_kernels.linear_attention.state import load_normalized_state, load_state, row_splits, store_state, stored_state
+from gbla_kernels.linear_attention.state import load_normalized_state, load_state, splits_of_row, store_state, stored_state
 
 
 @triton.jit
@@ -182,7 +182,7 @@ def output_kernel(
     start += i_piece * size
     num_tokens = tl.minimum(num_tokens - i_piece * size, size)
     if NK == 1:
-        first, count = row_splits(slot_offsets, i_slot, fold)
+        first, count = splits_of_row(slot_offsets, i_slot, fold)
         if count <= fold:
             # a piece past the end of its split has nothing to do
             count = tl.where(num_tokens > 0, count, 0)

@@ -110,7 +110,7 @@ def accumulate_state(
 
 
 @triton.jit
-def row_splits(slot_offsets, i_slot, fold):
+def splits_of_row(slot_offsets, i_slot, fold):
     """First split of a row, and how many it has. Where ``fold`` is 0, ``(0, 1)`` without a load: more than ``fold``."""
     first, count = 0, 1
     if fold:
