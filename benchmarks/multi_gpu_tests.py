@@ -30,7 +30,7 @@ def main() -> int:
     """Parse, test, write; returns pytest's exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tests", type=Path, default=ROOT / "tests" / "multi_gpu", help="file or directory of tests")
-    parser.add_argument("--directory", type=Path, help="of the report (default: the committed results; the workspace without GPUs or where a test failed)")
+    parser.add_argument("--directory", type=Path, help="of the report (default: the committed results, or the workspace)")
     options = parser.parse_args()
     cpu_ranks = os.environ.get(CPU_RANKS)
     num_gpus = torch.cuda.device_count()

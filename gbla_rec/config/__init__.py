@@ -19,6 +19,7 @@ from gbla_rec.config.json_form import ConfigT as ConfigT
 from gbla_rec.config.json_form import differing_fields as differing_fields
 from gbla_rec.config.json_form import from_json as from_json
 from gbla_rec.config.json_form import to_json as to_json
+from gbla_rec.config.json_form import with_defaults as with_defaults
 from gbla_rec.config.model import PATTERN_LETTERS as PATTERN_LETTERS
 from gbla_rec.config.model import Communication as Communication
 from gbla_rec.config.model import DecoderConfig as DecoderConfig

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,23 @@ def from_json(kind: type[ConfigT], text: str) -> ConfigT:
     return cast(ConfigT, _build(kind, json.loads(text), kind.__name__))
 
 
+def with_defaults(kind: type, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """``saved``, the JSON of a config of class ``kind``, with the defaults of the fields that it lacks: those an earlier version had not.
+
+    A new field's default is what was done before it, as in ``from_json``. What ``kind`` does not know stays.
+    """
+    hints = get_type_hints(kind)
+    completed = dict(saved)
+    for item in dataclasses.fields(kind):
+        if isinstance(saved.get(item.name), Mapping) and dataclasses.is_dataclass(hints[item.name]):
+            completed[item.name] = with_defaults(cast(type, hints[item.name]), saved[item.name])
+        elif item.name not in saved and item.default is not dataclasses.MISSING:
+            completed[item.name] = _json_value(item.default)
+        elif item.name not in saved and item.default_factory is not dataclasses.MISSING:
+            completed[item.name] = _json_value(item.default_factory())
+    return completed
+
+
 def differing_fields(first: object, second: object, prefix: str = "") -> list[str]:
     """Dotted names of the fields in which two configs of one class differ."""
     assert dataclasses.is_dataclass(first)
@@ -35,6 +53,11 @@ def differing_fields(first: object, second: object, prefix: str = "") -> list[st
         elif left != right:
             names.append(prefix + item.name)
     return names
+
+
+def _json_value(value: Any) -> Any:
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.loads(json.dumps(plain, default=str))
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -12,6 +12,7 @@ import polars as pl
 
 from gbla_rec import workspace
 from gbla_rec.checkpoint.run_directory import RESULTS, read_semantic_ids_hash
+from gbla_rec.config import RunConfig, with_defaults
 from gbla_rec.evaluation.differing_settings import but_semantic_ids, differing_settings, setting_values, settings_text
 from gbla_rec.evaluation.per_user import read_per_user
 
@@ -21,7 +22,7 @@ SEED_ENDING = re.compile(r"([._-]+s|[._-]*seed)?[._-]*\d+$")
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedRun:
-    """A run directory and its ``results.json``."""
+    """A run directory and its ``results.json``, whose config has this version's defaults where it was written before a setting was."""
 
     run_dir: Path
     results: Mapping[str, Any]
@@ -43,7 +44,7 @@ class EvaluatedRun:
             raise ValueError(f"{path} is damaged ({error}); evaluate again: gbla-rec evaluate --run-dir {run_dir}") from error
         if "per_user" not in results:
             raise ValueError(f"{path} was written by an older version; evaluate again: gbla-rec evaluate --run-dir {run_dir}")
-        return cls(run_dir, results)
+        return cls(run_dir, {**results, "config": with_defaults(RunConfig, results["config"])})
 
     @property
     def seed(self) -> int:

@@ -1,8 +1,12 @@
 """What a whole run's config says about its batches."""
 
+import copy
+import functools
+import json
+
 import pytest
 
-from gbla_rec.config import ItemHeadConfig, ModelConfig, RunConfig, StreamConfig
+from gbla_rec.config import ItemHeadConfig, ModelConfig, RunConfig, StreamConfig, to_json, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -21,3 +25,16 @@ def test_a_batch_looks_up_its_events_and_the_candidates_of_every_rank(objective,
     model = ModelConfig(objective=objective, item_head=head)
     config = RunConfig(name="a", dataset="a", model=model, stream=StreamConfig(tokens_per_batch=1_000))
     assert config.lookups_per_batch == shared and config.candidates_per_rank(70) == of_every_rank
+
+
+@pytest.mark.parametrize("absent", ["seed", "stream.exclude_evaluated", "model.encoder", "model.item_head.loss", "optimizer"])
+def test_what_an_earlier_version_did_not_save_has_its_default(absent: str) -> None:
+    saved = json.loads(to_json(RunConfig(name="a", dataset="b")))
+    earlier = copy.deepcopy(saved)
+    *parents, name = absent.split(".")
+    functools.reduce(dict.__getitem__, parents, earlier).pop(name)
+    earlier["stream"]["of_another_version"] = 1
+    completed = with_defaults(RunConfig, earlier)
+    assert completed["stream"].pop("of_another_version") == 1
+    assert completed == saved
+    assert with_defaults(RunConfig, {**saved, "seed": 3})["seed"] == 3

@@ -128,6 +128,19 @@ def test_runs_of_the_same_semantic_ids_are_a_group_however_these_were_made(evalu
                 RunGroup.find(runs)
 
 
+def test_a_run_from_before_an_option_is_one_with_its_default(evaluated_runs: Any) -> None:
+    values = np.linspace(0, 1, NUM_USERS)
+    runs = [evaluated_runs.write(name, seed, values) for seed, name in enumerate("abc")]
+    for run_dir, stream in zip(runs[1:], ({"exclude_evaluated": False}, {"exclude_evaluated": True}), strict=True):
+        path = run_dir / "results.json"
+        results = json.loads(path.read_text())
+        results["config"]["stream"] = stream
+        path.write_text(json.dumps(results))
+    assert [run.run_dir for run in RunGroup.find(runs[:2]).runs] == runs[:2]
+    with pytest.raises(ValueError, match=r"differ in stream\.exclude_evaluated \(false, true\)"):
+        RunGroup.find([runs[0], runs[2]])
+
+
 def test_groups_of_unlike_runs_and_missing_values_are_refused_by_name(evaluated_runs: Any) -> None:
     values = np.linspace(0, 1, NUM_USERS)
     first, other = evaluated_runs.write("a", 0, values), evaluated_runs.write("b", 1, values, pattern="SSS")
