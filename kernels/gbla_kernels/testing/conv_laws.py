@@ -73,14 +73,14 @@ def output_and_gradients_equal_fp64(subject: ConvSubject, lengths: Sequence[int]
 def packed_batch_is_each_row_alone_bit_for_bit(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
     """Output and gradient of x are those of each row alone; gradients of parameters add."""
     tensors, layout = subject.inputs(lengths, seed)
-    packed = outputs_and_gradients(_weighted(subject, layout, seed), tensors)
-    alone_parameters: dict[str, list[Tensor]] = {name: [] for name in packed if name not in ("output", "d_x")}
-    x = tensors["x"]
+    x, d_y = tensors["x"], _output_gradient(subject, layout, seed)
     assert x is not None
+    packed = _results(subject.call(layout), tensors, d_y)
+    alone_parameters: dict[str, list[Tensor]] = {name: [] for name in packed if name not in ("output", "d_x")}
     for start, length in zip(layout.offsets_cpu.tolist(), layout.row_lengths, strict=False):
         row = slice(start, start + length)
         alone_layout = JaggedLayout.from_lengths([length]).to(subject.device)
-        alone = outputs_and_gradients(_weighted(subject, alone_layout, seed, start, len(x)), {**tensors, "x": x[row]})
+        alone = _results(subject.call(alone_layout), {**tensors, "x": x[row]}, d_y[row])
         for name in ("output", "d_x"):
             _assert_same(subject, alone[name], packed[name][row], f"{name} of the row at {start}")
         for name, gradients in alone_parameters.items():
@@ -92,61 +92,63 @@ def packed_batch_is_each_row_alone_bit_for_bit(subject: ConvSubject, lengths: Se
         assert error <= 16 * torch.finfo(packed[name].dtype).eps * scale, name
 
 
-def _weighted(
-    subject: ConvSubject, layout: JaggedLayout, seed: int, start: int = 0, num_tokens: int | None = None
-) -> Callable[..., Tensor]:
-    """The op times fixed weights of its own tokens, which are those from ``start`` of ``num_tokens``."""
+def _output_gradient(subject: ConvSubject, layout: JaggedLayout, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 1)
-    weights = torch.randn(layout.num_tokens if num_tokens is None else num_tokens, subject.dim, generator=generator)
-    weights = weights[start : start + layout.num_tokens].to(subject.device, subject.dtype)
-
-    def op(**tensors: Tensor) -> Tensor:
-        # outputs_and_gradients weighs by a function of the shape: equal weights by this wrapper instead
-        return _SetGradient.apply(subject.call(layout)(**tensors), weights)  # type: ignore[no-any-return, no-untyped-call]
-
-    return op
+    return torch.randn(layout.num_tokens, subject.dim, generator=generator).to(subject.device, subject.dtype)
 
 
-class _SetGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0], None
+def _results(op: Callable[..., Tensor], tensors: Tensors, d_y: Tensor) -> dict[str, Tensor]:
+    """As ``outputs_and_gradients``, but the gradient of the output is given, and reaches the op with the strides it has."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items() if tensor is not None}
+    output = op(**{name: leaves.get(name) for name in tensors})
+    gradients = torch.autograd.grad(output, list(leaves.values()), d_y)
+    return {"output": output.detach(), **{f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}}
 
 
 def no_token_reads_across_a_row_start(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
-    """Huge or undefined values in every second row change nothing in the others."""
+    """Undefined values in every second row of x, or of the gradient of the output, change nothing in the others."""
     tensors, layout = subject.inputs(lengths, seed)
-    x = tensors["x"]
+    x, d_y = tensors["x"], _output_gradient(subject, layout, seed)
     assert x is not None
     is_odd = (layout.rows % 2 == 1)[:, None]
     kept = (layout.rows % 2 == 0).nonzero()[:, 0]
-    before = outputs_and_gradients(_weighted(subject, layout, seed), tensors)
-    after = outputs_and_gradients(_weighted(subject, layout, seed), {**tensors, "x": x.detach().masked_fill(is_odd, torch.nan)})
-    for name in ("output", "d_x"):
-        _assert_same(subject, after[name][kept], before[name][kept], name)
+    before = _results(subject.call(layout), tensors, d_y)
+    for values, gradient in ((x.detach().masked_fill(is_odd, torch.nan), d_y), (x, d_y.masked_fill(is_odd, torch.nan))):
+        after = _results(subject.call(layout), {**tensors, "x": values}, gradient)
+        for name in ("output", "d_x"):
+            _assert_same(subject, after[name][kept], before[name][kept], name)
 
 
 def strided_views_equal_contiguous_inputs(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
-    """Rows of a wider tensor are read in place, and a gradient with any strides is accepted."""
+    """Tokens of a wider and longer tensor are read in place, and nothing around them; a gradient with any strides is accepted."""
     tensors, layout = subject.inputs(lengths, seed)
-    x = tensors["x"]
+    x, d_y = tensors["x"], _output_gradient(subject, layout, seed)
     assert x is not None
-    expected = outputs_and_gradients(subject.call(layout), tensors, seed)
-    for view in (torch.cat((x, x + 1, x), dim=1).detach()[:, subject.dim * 2 :], x.detach().T.contiguous().T):
-        actual = outputs_and_gradients(subject.call(layout), {**tensors, "x": view}, seed)
+    expected = _results(subject.call(layout), tensors, d_y)
+    # two strides: one must not pass for the other
+    amid_undefined = _amid_undefined(x, subject.dim), _amid_undefined(d_y, 2 * subject.dim)
+    for x_view, d_y_view in (amid_undefined, (_channels_first(x), _channels_first(d_y))):
+        actual = _results(subject.call(layout), {**tensors, "x": x_view}, d_y_view)
         for name, value in expected.items():
             _assert_same(subject, actual[name], value, name)
-    given = [tensor for tensor in tensors.values() if tensor is not None]
     one_value = torch.ones((), dtype=subject.dtype, device=subject.device)
-    expanded = torch.autograd.grad(subject.call(layout)(**tensors), given, one_value.expand(x.shape))
-    dense = torch.autograd.grad(subject.call(layout)(**tensors), given, torch.ones_like(x))
-    for actual_gradient, expected_gradient in zip(expanded, dense, strict=True):
-        _assert_same(subject, actual_gradient, expected_gradient, "gradient of an expanded gradient")
+    expanded = _results(subject.call(layout), tensors, one_value.expand(x.shape))
+    for name, value in _results(subject.call(layout), tensors, torch.ones_like(x)).items():
+        _assert_same(subject, expanded[name], value, f"{name} of an expanded gradient")
+
+
+def _amid_undefined(tokens: Tensor, width: int) -> Tensor:
+    """The same values, between others that are NaN: ``width`` channels to the left and right of each token, 16 tokens before and after."""
+    length, dim = tokens.shape
+    around = tokens.new_full((16 + length + 16, width + dim + width), torch.nan)
+    view = around[16 : 16 + length, width : width + dim]
+    view.copy_(tokens.detach())
+    return view
+
+
+def _channels_first(tokens: Tensor) -> Tensor:
+    """The same values, those of a channel side by side."""
+    return tokens.detach().T.contiguous().T
 
 
 def layout_is_optional(subject: ConvSubject, lengths: Sequence[int], seed: int) -> None:
