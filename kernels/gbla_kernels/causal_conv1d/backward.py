@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gbla_kernels.causal_conv1d.forward import UNROLL, Tile, load_before, load_channels, load_positions, load_rows, load_taps, within_row
+from gbla_kernels.causal_conv1d.forward import UNROLL, Tile, load_before, load_parameters, load_positions, load_rows, within_row
 from gbla_kernels.dispatch import Launcher
 from gbla_kernels.elementwise import sigmoid
 
@@ -34,7 +34,10 @@ def _store_dx(p_dx, b_dx, normed, p_rstd, m_tokens, m_channels, D: tl.constexpr,
 
 @triton.jit
 def _load_rstds(p_rstd, tokens, num_left, FIRST: tl.constexpr, COUNT: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Vectors ``(ROWS,)``, of the ``COUNT`` tokens from ``FIRST`` after ``tokens (ROWS,)`` on; without a norm, none."""
+    """Vectors ``(ROWS,)``, of the ``COUNT`` tokens from ``FIRST`` after ``tokens (ROWS,)`` on; without a norm, none.
+
+    ``tokens`` is read only where ``FIRST`` is negative.
+    """
     rstds = ()
     for i in tl.static_range(FIRST, FIRST + COUNT if HAS_NORM else FIRST):
         mask = num_left > i
@@ -46,6 +49,7 @@ def _load_rstds(p_rstd, tokens, num_left, FIRST: tl.constexpr, COUNT: tl.constex
 
 @triton.jit
 def _normed(rows, rstds, COUNT: tl.constexpr, HAS_NORM: tl.constexpr):
+    """``COUNT`` tiles of x as the convolution reads them: fp32, and times ``rstds`` where there is a norm."""
     normed = ()
     for i in tl.static_range(COUNT):
         row = rows[i].to(tl.float32)
@@ -121,7 +125,7 @@ def _walk_strips(
         m_next = m_channels & (step + UNROLL < strip + AFTER)
         rows = load_rows(p_x, num_left, stride_x, m_next, UNROLL, IS_INSIDE)
         d_rows = load_rows(p_dy, num_left, stride_dy, m_next, UNROLL, IS_INSIDE)
-        rstds = _load_rstds(p_rstd, num_left, num_left, 0, UNROLL, HAS_NORM)
+        rstds = _load_rstds(p_rstd, None, num_left, 0, UNROLL, HAS_NORM)
     return d_taps, d_bias
 
 
@@ -157,16 +161,8 @@ def causal_conv1d_backward_kernel(
     rstds_before = _load_rstds(rstd + starts, starts, num_left, 1 - R, R - 1, HAS_NORM)
     rows = load_rows(p_x, num_left, stride_x, m_channels, UNROLL, False)
     d_rows = load_rows(p_dy, num_left, stride_dy, m_channels, UNROLL, False)
-    rstds = _load_rstds(rstd + starts, starts, num_left, 0, UNROLL, HAS_NORM)
-    b_bias = load_channels(bias, channels, D, ROWS) if HAS_BIAS else tl.zeros((ROWS, BLOCK_D), tl.float32)
-    if HAS_NORM:
-        b_norm = load_channels(norm_weight, channels, D, ROWS)
-    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
-    if HAS_NORM:
-        scaled = ()
-        for distance in tl.static_range(R):
-            scaled = scaled + (taps[distance] * b_norm,)
-        taps = scaled
+    rstds = _load_rstds(rstd + starts, None, num_left, 0, UNROLL, HAS_NORM)
+    taps, b_bias = load_parameters(weight, bias, norm_weight, channels, D, R, PADDED_R, ROWS, HAS_BIAS, HAS_NORM)
     before = _normed(x_before, rstds_before, R - 1, HAS_NORM)
     is_inside = last_position >= ROWS * strip + AFTER + R - 2
     if is_inside:

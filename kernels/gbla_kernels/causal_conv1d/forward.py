@@ -81,6 +81,24 @@ def load_channels(values, channels, D: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def load_parameters(
+    weight, bias, norm_weight, channels,
+    D: tl.constexpr, R: tl.constexpr, PADDED_R: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """``R`` taps as of ``load_taps``, times the weight of a norm, and the bias: all loaded before the first product."""
+    b_bias = load_channels(bias, channels, D, ROWS) if HAS_BIAS else tl.zeros((ROWS, channels.shape[0]), tl.float32)
+    if HAS_NORM:
+        b_norm = load_channels(norm_weight, channels, D, ROWS)
+    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
+    if HAS_NORM:
+        scaled = ()
+        for distance in tl.static_range(R):
+            scaled = scaled + (taps[distance] * b_norm,)
+        taps = scaled
+    return taps, b_bias
+
+
+@triton.jit
 def load_before(p_rows, tokens, num_tokens, stride, m_channels, COUNT: tl.constexpr):
     """``COUNT`` tiles ``(ROWS, BLOCK_D)``: those before ``tokens (ROWS,)``, which are at the pointers ``p_rows``; zeros where none are."""
     rows = ()
@@ -104,7 +122,10 @@ def load_rows(p_rows, num_left, stride, m_channels, COUNT: tl.constexpr, IS_INSI
 
 @triton.jit
 def load_positions(p_positions, num_left, COUNT: tl.constexpr, IS_INSIDE: tl.constexpr):
-    """``COUNT`` vectors ``(ROWS,)``, likewise; inside of a row nothing is loaded, and they mean nothing."""
+    """``COUNT`` vectors ``(ROWS,)``: positions of these tokens in their rows, 0 past the end.
+
+    Inside of a row none is loaded: what stands for them is not looked at.
+    """
     positions = ()
     for i in tl.static_range(COUNT):
         if IS_INSIDE:
@@ -201,15 +222,7 @@ def causal_conv1d_forward_kernel(
     p_x = x + starts[:, None] * stride_x + channels[None, :]
     before = load_before(p_x, starts, num_tokens, stride_x, m_channels, R - 1)
     rows = load_rows(p_x, num_tokens - starts, stride_x, m_channels, UNROLL, False)
-    b_bias = load_channels(bias, channels, D, ROWS) if HAS_BIAS else tl.zeros((ROWS, BLOCK_D), tl.float32)
-    if HAS_NORM:
-        b_norm = load_channels(norm_weight, channels, D, ROWS)
-    taps = load_taps(weight, channels, D, R, PADDED_R, ROWS)
-    if HAS_NORM:
-        scaled = ()
-        for distance in tl.static_range(R):
-            scaled = scaled + (taps[distance] * b_norm,)
-        taps = scaled
+    taps, b_bias = load_parameters(weight, bias, norm_weight, channels, D, R, PADDED_R, ROWS, HAS_BIAS, HAS_NORM)
     # far enough into its row, the last token shows that all taps of all tokens are in that row: no masks
     is_inside = last_position >= ROWS * strip + R - 2
     if is_inside:
