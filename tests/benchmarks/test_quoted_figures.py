@@ -47,6 +47,7 @@ def statements() -> Iterator[tuple[str, str]]:
     both = sorted(line["op forward (s)"] + line["op backward (s)"] for line in first)
     yield "README.md", f"forward {forward[0]:.0f} to {forward[-1]:.0f} s, backward {backward[0]:.0f} to {backward[-1]:.0f} s"
     yield "docs/launching.md", f"the op alone takes {both[0]:.0f} to {both[-1]:.0f} s"
+    yield KERNELS, host_cost()
     data = [line for line in report("data_stream")["rows"] if line["ranks"] == 1]
     few, many = sorted((line for line in data if line["history length"] == 2048), key=lambda line: line["items"])
     rate, slowest = "with collate: Mtokens/CPU s", "slowest run: Mtokens/CPU s"
@@ -54,6 +55,17 @@ def statements() -> Iterator[tuple[str, str]]:
     yield "README.md", rates
     yield "docs/training.md", f"one core makes {few[rate]:.1f} M/s of such histories, {many[rate]:.1f} M with 4 M items"
     yield "docs/training.md", f"Histories of 9 events come at {row(data, **{'history length': 9})[rate]:.1f} M tokens/s a core"
+
+
+def host_cost() -> str:
+    """Of an eager call, of its peer and of one without a layout."""
+    calls = report("cold_start")["tables"]["Host cost of an eager call"]
+    names = ("gated_linear_attention", "torch scaled_dot_product_attention", "gated_linear_attention without layout")
+    ours, peer, bare = ([row(calls, call=name)[f"{which} (us)"] for which in ("forward", "forward+backward")] for name in names)
+    source = "([cold_start](../benchmarks/results/cold_start.md), beside an H200; "
+    costs = f"costs the host {ours[0]:.0f} us, with backward {ours[1]:,.0f} {source}"
+    peers = f"scaled_dot_product_attention: {peer[0]:.0f} and {peer[1]:.0f})"
+    return f"{costs}{peers}, and without a layout {bare[0]:,.0f} and {bare[1]:,.0f}:"
 
 
 def of_the_layer() -> Iterator[tuple[str, str]]:
@@ -65,10 +77,16 @@ def of_the_layer() -> Iterator[tuple[str, str]]:
             cells = [times(row(layer, **{"rows x tokens": f"1 x {length}"}, **of_width)["faster"]) for length in lengths]
             yield "README.md", f"| D = {width:,}, {words} | {' | '.join(cells)} |"
     parts = report("gbla_layer")["tables"]["Parts of the GBLA layer, forward, each alone"]
+    words = {
+        512: "Of its {:.0f} us at D = 512 the layer has {:.0f} in the first product and {:.0f} in the last one",
+        1024: "of its {:.0f} at D = 1,024 it has {:.0f} and {:.0f}",
+    }
     for width in (512, 1024):
         line = row(parts, **{"rows x tokens": "1 x 32768", "D": width})
         products = 1000 * (line["in-projection (ms)"] + line["out-projection (ms)"])
-        yield KERNELS, f"the two products, {products:.0f} of {1000 * line['layer (ms)']:.0f} us"
+        whole, first, last = (1000 * line[f"{part} (ms)"] for part in ("layer", "in-projection", "out-projection"))
+        yield KERNELS, f"the two products, {products:.0f} of {whole:.0f} us"
+        yield KERNELS, words[width].format(whole, first, last)
 
 
 def of_the_op() -> Iterator[tuple[str, str]]:
