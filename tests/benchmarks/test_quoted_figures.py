@@ -1,6 +1,7 @@
 """What README and docs say of speed and memory is what the committed reports say, and each report's page is that of its JSON."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def times(ratio: float) -> str:
 
 def statements() -> Iterator[tuple[str, str]]:
     """Page, and words that must be on it."""
+    yield from of_commits()
     yield from of_the_layer()
     yield from of_the_op()
     yield from of_an_h100()
@@ -46,6 +48,8 @@ def statements() -> Iterator[tuple[str, str]]:
     forward, backward = (sorted(line[f"op {name} (s)"] for line in first) for name in ("forward", "backward"))
     both = sorted(line["op forward (s)"] + line["op backward (s)"] for line in first)
     yield "README.md", f"forward {forward[0]:.0f} to {forward[-1]:.0f} s, backward {backward[0]:.0f} to {backward[-1]:.0f} s"
+    each = f"forward takes {forward[0]:.0f} to {forward[-1]:.0f} s and its backward {backward[0]:.0f} to {backward[-1]:.0f} s"
+    yield "kernels/README.md", f"on an H200 the op's {each}"
     yield "docs/launching.md", f"the op alone takes {both[0]:.0f} to {both[-1]:.0f} s"
     yield KERNELS, host_cost()
     data = [line for line in report("data_stream")["rows"] if line["ranks"] == 1]
@@ -55,6 +59,17 @@ def statements() -> Iterator[tuple[str, str]]:
     yield "README.md", rates
     yield "docs/training.md", f"one core makes {few[rate]:.1f} M/s of such histories, {many[rate]:.1f} M with 4 M items"
     yield "docs/training.md", f"Histories of 9 events come at {row(data, **{'history length': 9})[rate]:.1f} M tokens/s a core"
+
+
+def of_commits() -> Iterator[tuple[str, str]]:
+    """Which kernels a report is of, on either GPU."""
+    names = ("gbla_layer", "linear_attention", "op_parts", "cold_start", "kernel_counters", "causal_conv1d", "softmax_attention")
+    for name in names:
+        commits = {}
+        for found in (report(place) for place in (name, f"h100/{name}") if (RESULTS / f"{place}.json").exists()):
+            commits["H100" if "H100" in found["hardware"]["gpu"] else "H200"] = f" {found['commit'][:7]} "
+        words = "softmax_attention, with cross-attention" if name == "softmax_attention" else name
+        yield KERNELS, f"| {words} |{commits.get('H200', ' ')}|{commits.get('H100', ' ')}|"
 
 
 def host_cost() -> str:
@@ -115,12 +130,18 @@ def of_the_op() -> Iterator[tuple[str, str]]:
     )
     yield "README.md", f"| the same with that work left out of ours, too | {times(peer[0] / ours[0])}, {times(peer[1] / ours[1])} | |"
     share = row(parts, **{"rows x tokens": packed, "pass": "forward", "variant": "none of these"})["of floor"]
+    yield KERNELS, costs_of_parts(parts, packed)
     bare_words = f"{1e3 * ours[0]:.0f} us, {100 * share:.0f} % of its floor, where flash_bla's bare op takes {1e3 * peer[0]:.0f}"
     yield KERNELS, f"{bare_words}; with backward {1e3 * ours[1]:.0f} and {1e3 * peer[1]:.0f}"
     bare_long = ["{:.1f}; {:.1f}".format(*figures(long, which, "flash_bla bare / ours")) for which in ("forward", both)]
     yield KERNELS, f"bare op on one row, {bare_long[0]} forward and {bare_long[1]} with backward."
     by_states = ["{:.1f}; {:.1f}".format(*figures("short, 4096 rows, mean 8.9", which, "state path / ours")) for which in ("forward", both)]
     yield KERNELS, f"as by way of states, {by_states[0]} and {by_states[1]}."
+    floors = [[100 * share for share in figures("1 x 131072", which, "of floor")] for which in ("forward", both)]
+    words = "{:.0f} and {:.0f} % of its floor forward on the H200, {:.0f} and {:.0f} % with backward".format(*floors[0], *floors[1])
+    yield KERNELS, f"One row of 131,072 tokens has {words}"
+    now = [1000 * figures(long, which, "ms")[1] for which in ("forward", both)]
+    yield "README.md", f"where {report('linear_attention')['commit']} takes {now[0]:.0f} and {now[1]:.0f}"
     plain = row(op, **{"rows x tokens": "1 x 2048", "K": 128, "pass": both})
     yield KERNELS, f"at K = 128 takes {1e3 * plain['ms']:.0f} us, and as two products that torch.compile has compiled for that very length"
     yield KERNELS, f"for that very length {1e3 * plain['plain (ms)']:.0f}."
@@ -128,6 +149,17 @@ def of_the_op() -> Iterator[tuple[str, str]]:
     yield KERNELS, f"at most {of_budget[0]} of this budget in the report of the op, {of_budget[1]} in that of the layer"
     tiny = [1000 * figures("short, 4096 rows, mean 8.9", which, "ms")[0] for which in ("forward", both)]
     yield KERNELS, f"The latest report has {tiny[0]:.0f} and {tiny[1]:.0f}"
+
+
+def costs_of_parts(parts: list[dict[str, Any]], packed: str) -> str:
+    """Of the op's time, what it takes less without a part."""
+    names = ("without key gate", "without output gate", "relu in place of elu1", "without norm")
+    forward, both = (
+        [f"{100 * (1 - row(parts, **{'rows x tokens': packed, 'pass': which, 'variant': name})['of the op']):.0f}" for name in names]
+        for which in ("forward", "forward+backward")
+    )
+    costs = "the key gate {} %, the output gate {} %, elu1 against relu {} %, the norm {} %".format(*forward)
+    return "cost of the forward: {}; with backward {}, {}, {} and {} %.".format(costs, *both)
 
 
 def shares_of_budgets(found: dict[str, Any]) -> list[float]:
@@ -180,7 +212,9 @@ def of_the_ops_kernels() -> Iterator[tuple[str, str]]:
     for name, words in zip(names, ("state", "output", "query side of backward", "key side of backward"), strict=True):
         line = row(report("kernel_counters")["rows"], **{"rows x tokens": "32 x 2048", "K": 64, "kernel": f"{name}_kernel"})
         shares = f"{line['memory (% of peak)']:.0f} % | {line['L1 (% of peak)']:.0f} %"
-        yield KERNELS, f"| {words} | {line['us']:.0f} | {shares} | {line['warps a scheduler']:.1f} |"
+        selected = float(re.search(r"\bselected (\d+)%", line["waits"].replace("not selected", ""))[1])
+        warps = line["warps a scheduler"]
+        yield KERNELS, f"| {words} | {line['us']:.0f} | {shares} | {warps:.1f} | {warps * selected:.0f} % |"
 
 
 def of_the_convolution() -> Iterator[tuple[str, str]]:
