@@ -71,7 +71,7 @@ def _resumable(config: RunConfig, dataset_hash: str, semantic_ids: SemanticIdsId
     if runs and not alike:
         raise ValueError(
             f"cannot resume {runs[0]}: its config.json differs in {', '.join(_differing(runs[0], config))}, and no older run called "
-            f"{config.name!r} has these options; give the same options, or leave --resume out"
+            f"{config.name!r} has these options; give the same options, or leave {'--resume-step' if is_going_back else '--resume'} out"
         )
     if not alike or workspace.checkpoint_steps(alike[0]):
         return next(iter(alike), None)

@@ -114,6 +114,8 @@ def test_each_seed_of_a_name_goes_on_in_its_own_run_and_other_options_are_refuse
     assert runs.resumed() == first and runs.resumed(seed=1) == second
     with pytest.raises(ValueError, match=f"cannot resume {second}: its config.json differs in seed, and no older run .* has these options"):
         runs.resumed(seed=2)
+    with pytest.raises(ValueError, match="or leave --resume-step out"):
+        runs.resumed(seed=2, step=2)
 
 
 def test_no_run_to_go_back_in_is_named(runs: Runs) -> None:
