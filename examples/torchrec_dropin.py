@@ -2,7 +2,9 @@
 
 ``NextItemModel`` is the kind of model that many teams run: their own KeyedJaggedTensor batches, an EmbeddingCollection,
 DistributedModelParallel and TorchRec's train pipeline; it averages the history. The lines marked ``# changed`` are all
-that the hybrid encoder needs; its parameter ``encoder`` is there because one file holds both models, with it and without.
+that the hybrid encoder needs; its parameter ``encoder`` is there because one file holds both models, with it and without,
+and ``process_group`` stands for what a team starts its ranks with. The encoder's row lengths are read back from the device
+here; a collate that makes a ``JaggedLayout`` saves that (docs/api.md).
 Run it alone or on several ranks, for about half a minute on a CPU::
 
     python examples/torchrec_dropin.py
