@@ -15,7 +15,18 @@ from gbla_rec import workspace
 RESULTS = Path(__file__).parent / "results"
 COMMIT_VARIABLE = "GBLA_REC_COMMIT"
 """Environment variable with the commit, for machines that have a copy of the tree without its history."""
-PACKAGES = ("torch", "triton", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "polars", "pyarrow", "nvidia-cudnn-frontend")
+PACKAGES = (
+    "torch",
+    "triton",
+    "torchrec",
+    "fbgemm-gpu",
+    "fbgemm-gpu-cpu",
+    "numpy",
+    "polars",
+    "pyarrow",
+    "nvidia-cudnn-frontend",
+    "flash_bla",
+)
 
 
 def results_directory(chosen: Path | None, *, is_whole: bool) -> Path:
