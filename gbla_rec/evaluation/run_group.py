@@ -33,7 +33,7 @@ class EvaluatedRun:
 
         Raises:
             FileNotFoundError: if it was not evaluated.
-            ValueError: if they are damaged, or older than the values of single users.
+            ValueError: if they are damaged, or from before they held the config and the values of single users.
         """
         path = run_dir / RESULTS
         if not path.is_file():
@@ -42,7 +42,7 @@ class EvaluatedRun:
             results = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); evaluate again: gbla-rec evaluate --run-dir {run_dir}") from error
-        if "per_user" not in results:
+        if "per_user" not in results or not isinstance(results.get("config"), Mapping):
             raise ValueError(f"{path} was written by an older version; evaluate again: gbla-rec evaluate --run-dir {run_dir}")
         return cls(run_dir, {**results, "config": with_defaults(RunConfig, results["config"])})
 

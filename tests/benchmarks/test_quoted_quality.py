@@ -164,7 +164,8 @@ def of_distance() -> Iterator[tuple[str, str]]:
         far.setdefault(line["configuration"], []).append(short(line["Recall@1"], 2))
     two = {name: " and ".join(recalls) for name, recalls in far.items()}
     yield TABLES, f"`sgg` {two['sgg']}, `sss` {two['sss']}, `ggg` {two['ggg']}, and `wgg-256`, one seed, {two['wgg-256']}"
-    yield README, f"`SGG` recalls {two['sgg']} of two seeds, softmax attention {two['sss']}, `GGG` {two['ggg']}, windows {two['wgg-256']}."
+    full = f"`SGG` recalls {two['sgg']} of two seeds, softmax attention {two['sss']}, `GGG` {two['ggg']}"
+    yield README, f"{full}, and `WGG` with windows of 256, one seed, {two['wgg-256']}."
     near = [line for line in report("long_range", "long_range_100")["details"]["Single runs"] if line["configuration"] == "ggg"]
     yield TABLES, f"at {short(min(line['Recall@1'] for line in near), 2)} with the third when training ended"
 

@@ -141,6 +141,16 @@ def test_a_run_from_before_an_option_is_one_with_its_default(evaluated_runs: Any
         RunGroup.find([runs[0], runs[2]])
 
 
+@pytest.mark.parametrize("left_out", ["per_user", "config"])
+def test_results_without_what_is_compared_are_to_be_made_again(evaluated_runs: Any, left_out: str) -> None:
+    run_dir = evaluated_runs.write("a", 0, np.linspace(0, 1, NUM_USERS))
+    results = json.loads((run_dir / "results.json").read_text())
+    del results[left_out]
+    (run_dir / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results\.json was written by an older version; evaluate again: gbla-rec evaluate --run-dir"):
+        RunGroup.find([run_dir])
+
+
 def test_groups_of_unlike_runs_and_missing_values_are_refused_by_name(evaluated_runs: Any) -> None:
     values = np.linspace(0, 1, NUM_USERS)
     first, other = evaluated_runs.write("a", 0, values), evaluated_runs.write("b", 1, values, pattern="SSS")
