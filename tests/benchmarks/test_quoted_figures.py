@@ -278,27 +278,46 @@ def of_the_step() -> Iterator[tuple[str, str]]:
     line, ratio = row(step["rows"], pattern="SGG", **small), row(ratios, **small)["SSS / SGG"]
     late = f"it takes {line['ms/step']:.1f} ms, {line['outside kernels (%)']:.0f} % of them outside kernels"
     yield "docs/training.md", f"{late}, and the hybrid gains little there (SSS / SGG {ratio:.2f})"
-    firsts = (line["first step (s)"], report("weak_scaling_4")["rows"][0]["first step (s)"])
+    firsts = (line["first step (s)"], report("h100/weak_scaling_4")["rows"][0]["first step (s)"])
     yield "docs/training.md", f"The first step takes {firsts[0]:.0f} s on an H200 and {firsts[1]:.0f} s on four H100s"
 
 
 def of_several_gpus() -> Iterator[tuple[str, str]]:
-    one, two, four = (report(f"weak_scaling_{ranks}") for ranks in (1, 2, 4))
-    rates = [row(scaling["rows"], balance="cost")["tokens/s"] / 1e6 for scaling in (one, two, four)]
-    in_turn = row(four["rows"], balance="none")["tokens/s"] / 1e6
-    even = {2: rates[1] / rates[0] / 2, 4: rates[2] / rates[0] / 4, "in turn": in_turn / rates[0] / 4}
-    quoted = f"{rates[0]:.2f}, {rates[1]:.2f} and {rates[2]:.2f} M tokens/s"
-    shares, share_in_turn = f"{short(even[2])} and {short(even[4])} of even scaling", short(even["in turn"])
-    yield "README.md", f"{quoted} on 1, 2 and 4, which is {shares}; dealt in turn, four ranks reach {share_in_turn}"
-    yield "docs/training.md", f"{quoted}, 1, {shares}. Four ranks that take histories in turn make {in_turn:.2f} M, {share_in_turn}."
+    def of_balance(scaling: dict[str, Any], balance: str) -> dict[str, Any]:
+        return row(scaling["rows"], balance=balance)
+
+    def share(scaling: dict[str, Any], ranks: int, alone: dict[str, Any], balance: str = "cost") -> str:
+        return short(of_balance(scaling, balance)["tokens/s"] / of_balance(alone, "cost")["tokens/s"] / ranks)
+
+    def rate(scaling: dict[str, Any], balance: str = "cost") -> str:
+        return f"{of_balance(scaling, balance)['tokens/s'] / 1e6:.2f}"
+
+    h200, h200s = (report(f"weak_scaling_{ranks}") for ranks in (1, 2))
+    quoted = f"{rate(h200)} and {rate(h200s)} M tokens/s on 1 and 2 H200s, {share(h200s, 2, h200)} of even scaling"
+    in_turn = f"dealt in turn {rate(h200s, 'none')} M, {share(h200s, 2, h200, 'none')}"
+    yield "README.md", f"{quoted}; {in_turn}"
+    yield "docs/training.md", f"{quoted}; {in_turn}"
+    one, two, four = (report(f"h100/weak_scaling_{ranks}") for ranks in (1, 2, 4))
+    quoted = f"{rate(one)}, {rate(two)} and {rate(four)} M"
+    shares, in_turn = f"{share(two, 2, one)} and {share(four, 4, one)}", share(four, 4, one, "none")
+    yield "README.md", f"{quoted} on 1, 2 and 4 H100s, {shares}; in turn, four reach {in_turn}"
+    yield "docs/training.md", f"{quoted} tokens/s, 1, {shares} of even scaling; four that take histories in turn make {rate(four, 'none')} M, {in_turn}."
     work = sorted((line["TFLOP/step"] for line in four["tables"]["Ranks"] if line["balance"] == "cost"), reverse=True)
     alone = one["tables"]["Ranks"][0]["TFLOP/step"]
-    times = [row(scaling["rows"], balance="cost")["ms/step"] for scaling in (one, four)]
+    times = [of_balance(scaling, "cost")["ms/step"] for scaling in (one, four)]
     times_of = {line["ranks"]: line["evaluation (s)"] for line in report("evaluation_ranks")["rows"]}
     yield "docs/training.md", f"{times_of[1]:.1f}, {times_of[2]:.1f} and {times_of[4]:.1f} s on 1, 2 and 4"
     load = f"on four its rank has {work[0]:.1f} TFLOP, where the others have {work[1]:.1f} and one GPU alone {alone:.1f}"
     yield "docs/training.md", f"{load}. The step takes {times[1]:.1f} ms, where one GPU takes {times[0]:.1f};"
     yield "docs/training.md", f"that rank's work in proportion to its TFLOP would be {times[0] * work[0] / alone:.1f}."
+    ranks = {balance: [line for line in h200s["tables"]["Ranks"] if line["balance"] == balance] for balance in ("cost", "none")}
+    loads = {balance: "{:.1f} and {:.1f}".format(*sorted((line["TFLOP/step"] for line in lines), reverse=True)) for balance, lines in ranks.items()}
+    waits = {balance: "{:.0f} and {:.0f} %".format(*sorted(line["waiting (% of step)"] for line in lines)) for balance, lines in ranks.items()}
+    yield "docs/training.md", f"{loads['cost']} TFLOP by cost, {loads['none']} in turn, where they wait {waits['none']} of a step in place of {waits['cost']}"
+    tests = report("multi_gpu_tests")
+    passed, skipped = (sum(line["outcome"].startswith(word) for line in tests["rows"]) for word in ("passed", "skipped"))
+    yield "docs/training.md", f"On two H200s {passed} passed, and {skipped} that need four GPUs were skipped"
+    yield "README.md", "(`tests/multi_gpu`; [on two H200s](benchmarks/results/multi_gpu_tests.md), and on four H100s at db992d9)"
 
 
 @pytest.mark.parametrize(("page", "words"), list(statements()))
