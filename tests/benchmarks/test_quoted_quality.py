@@ -261,3 +261,6 @@ def test_intervals_over_users_and_seeds_contain_0_where_pages_say_so() -> None:
     for where in (*of_parts, *of_sports):
         for metric in ("Recall@10", "NDCG@10"):
             assert contains_0(pair(*where, metric)["over users and seeds"]), (where, metric)
+    far = ("sss", "ggg", "ggg-no-key", "ggg-linear", "sgg")
+    for names in itertools.combinations(far, 2):
+        assert contains_0(pair("long_range", "long_range_to_10000", *names, "Recall@1")["over users and seeds"]), names
