@@ -14,7 +14,7 @@ ALONE = "import sys\nassert not {'gbla_rec', 'torchrec', 'polars'} & set(sys.mod
 
 
 def test_the_example_runs_with_nothing_of_ours_beside_the_package():
-    (example,) = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+    (example,) = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE)
     found = subprocess.run(
         [sys.executable, "-c", f"{example}\n{ALONE}"], cwd=KERNELS, env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True
     )
