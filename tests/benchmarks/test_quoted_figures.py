@@ -283,41 +283,57 @@ def of_the_step() -> Iterator[tuple[str, str]]:
 
 
 def of_several_gpus() -> Iterator[tuple[str, str]]:
-    def of_balance(scaling: dict[str, Any], balance: str) -> dict[str, Any]:
-        return row(scaling["rows"], balance=balance)
-
-    def share(scaling: dict[str, Any], ranks: int, alone: dict[str, Any], balance: str = "cost") -> str:
-        return short(of_balance(scaling, balance)["tokens/s"] / of_balance(alone, "cost")["tokens/s"] / ranks)
-
-    def rate(scaling: dict[str, Any], balance: str = "cost") -> str:
-        return f"{of_balance(scaling, balance)['tokens/s'] / 1e6:.2f}"
-
-    h200, h200s = (report(f"weak_scaling_{ranks}") for ranks in (1, 2))
-    quoted = f"{rate(h200)} and {rate(h200s)} M tokens/s on 1 and 2 H200s, {share(h200s, 2, h200)} of even scaling"
-    in_turn = f"dealt in turn {rate(h200s, 'none')} M, {share(h200s, 2, h200, 'none')}"
-    yield "README.md", f"{quoted}; {in_turn}"
-    yield "docs/training.md", f"{quoted}; {in_turn}"
-    one, two, four = (report(f"h100/weak_scaling_{ranks}") for ranks in (1, 2, 4))
-    quoted = f"{rate(one)}, {rate(two)} and {rate(four)} M"
-    shares, in_turn = f"{share(two, 2, one)} and {share(four, 4, one)}", share(four, 4, one, "none")
-    yield "README.md", f"{quoted} on 1, 2 and 4 H100s, {shares}; in turn, four reach {in_turn}"
-    yield "docs/training.md", f"{quoted} tokens/s, 1, {shares} of even scaling; four that take histories in turn make {rate(four, 'none')} M, {in_turn}."
-    work = sorted((line["TFLOP/step"] for line in four["tables"]["Ranks"] if line["balance"] == "cost"), reverse=True)
-    alone = one["tables"]["Ranks"][0]["TFLOP/step"]
-    times = [of_balance(scaling, "cost")["ms/step"] for scaling in (one, four)]
+    yield from of_weak_scaling_on_h200s()
+    yield from of_weak_scaling_on_h100s()
     times_of = {line["ranks"]: line["evaluation (s)"] for line in report("evaluation_ranks")["rows"]}
     yield "docs/training.md", f"{times_of[1]:.1f}, {times_of[2]:.1f} and {times_of[4]:.1f} s on 1, 2 and 4"
-    load = f"on four its rank has {work[0]:.1f} TFLOP, where the others have {work[1]:.1f} and one GPU alone {alone:.1f}"
-    yield "docs/training.md", f"{load}. The step takes {times[1]:.1f} ms, where one GPU takes {times[0]:.1f};"
-    yield "docs/training.md", f"that rank's work in proportion to its TFLOP would be {times[0] * work[0] / alone:.1f}."
-    ranks = {balance: [line for line in h200s["tables"]["Ranks"] if line["balance"] == balance] for balance in ("cost", "none")}
-    loads = {balance: "{:.1f} and {:.1f}".format(*sorted((line["TFLOP/step"] for line in lines), reverse=True)) for balance, lines in ranks.items()}
-    waits = {balance: "{:.0f} and {:.0f} %".format(*sorted(line["waiting (% of step)"] for line in lines)) for balance, lines in ranks.items()}
-    yield "docs/training.md", f"{loads['cost']} TFLOP by cost, {loads['none']} in turn, where they wait {waits['none']} of a step in place of {waits['cost']}"
-    tests = report("multi_gpu_tests")
-    passed, skipped = (sum(line["outcome"].startswith(word) for line in tests["rows"]) for word in ("passed", "skipped"))
+    outcomes = [line["outcome"] for line in report("multi_gpu_tests")["rows"]]
+    passed, skipped = (sum(outcome.startswith(word) for outcome in outcomes) for word in ("passed", "skipped"))
     yield "docs/training.md", f"On two H200s {passed} passed, and {skipped} that need four GPUs were skipped"
     yield "README.md", "(`tests/multi_gpu`; [on two H200s](benchmarks/results/multi_gpu_tests.md), and on four H100s at db992d9)"
+
+
+def of_weak_scaling_on_h200s() -> Iterator[tuple[str, str]]:
+    one, two = (report(f"weak_scaling_{ranks}") for ranks in (1, 2))
+    quoted = f"{mega_rate(one)} and {mega_rate(two)} M tokens/s on 1 and 2 H200s, {of_even_scaling(two, 2, one)} of even scaling"
+    for page in ("README.md", "docs/training.md"):
+        yield page, f"{quoted}; dealt in turn {mega_rate(two, 'none')} M, {of_even_scaling(two, 2, one, 'none')}"
+    alone = row(one["rows"], balance="cost")
+    step = f"it takes {alone['ms/step']:.1f} ms, {alone['outside kernels (%)']:.0f} % of them outside kernels"
+    yield "docs/training.md", f"{step} ([weak_scaling_1]"
+
+    def of_ranks(balance: str, column: str) -> list[float]:
+        return sorted(line[column] for line in two["tables"]["Ranks"] if line["balance"] == balance)
+
+    (low, high), (low_in_turn, high_in_turn) = (of_ranks(balance, "TFLOP/step") for balance in ("cost", "none"))
+    waits, waits_in_turn = ("{:.0f} and {:.0f} %".format(*of_ranks(balance, "waiting (% of step)")) for balance in ("cost", "none"))
+    work = f"{high:.1f} and {low:.1f} TFLOP by cost, {high_in_turn:.1f} and {low_in_turn:.1f} in turn"
+    yield "docs/training.md", f"{work}, where they wait {waits_in_turn} of a step in place of {waits}"
+
+
+def of_weak_scaling_on_h100s() -> Iterator[tuple[str, str]]:
+    one, two, four = (report(f"h100/weak_scaling_{ranks}") for ranks in (1, 2, 4))
+    quoted = f"{mega_rate(one)}, {mega_rate(two)} and {mega_rate(four)} M"
+    shares, in_turn = f"{of_even_scaling(two, 2, one)} and {of_even_scaling(four, 4, one)}", of_even_scaling(four, 4, one, "none")
+    yield "README.md", f"{quoted} on 1, 2 and 4 H100s, {shares}; in turn, four reach {in_turn}"
+    rate_in_turn = f"four that take histories in turn make {mega_rate(four, 'none')} M, {in_turn}."
+    yield "docs/training.md", f"{quoted} tokens/s, 1, {shares} of even scaling; {rate_in_turn}"
+    work = sorted((line["TFLOP/step"] for line in four["tables"]["Ranks"] if line["balance"] == "cost"), reverse=True)
+    work_alone = one["tables"]["Ranks"][0]["TFLOP/step"]
+    times = [row(scaling["rows"], balance="cost")["ms/step"] for scaling in (one, four)]
+    load = f"on four its rank has {work[0]:.1f} TFLOP, where the others have {work[1]:.1f} and one GPU alone {work_alone:.1f}"
+    yield "docs/training.md", f"{load}. The step takes {times[1]:.1f} ms, where one GPU takes {times[0]:.1f};"
+    yield "docs/training.md", f"that rank's work in proportion to its TFLOP would be {times[0] * work[0] / work_alone:.1f}."
+
+
+def mega_rate(scaling: dict[str, Any], balance: str = "cost") -> str:
+    return f"{row(scaling['rows'], balance=balance)['tokens/s'] / 1e6:.2f}"
+
+
+def of_even_scaling(scaling: dict[str, Any], ranks: int, alone: dict[str, Any], balance: str = "cost") -> str:
+    """Tokens/s against those of as many GPUs that each go as fast as one alone."""
+    rate, rate_alone = (row(rows["rows"], balance=kind)["tokens/s"] for rows, kind in ((scaling, balance), (alone, "cost")))
+    return short(rate / rate_alone / ranks)
 
 
 @pytest.mark.parametrize(("page", "words"), list(statements()))
