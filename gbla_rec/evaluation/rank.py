@@ -2,7 +2,7 @@
 
 # U users, R results per user, S targets of all users (docs/shapes.md)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +16,7 @@ from gbla_rec.checkpoint.run_parts import RunParts
 from gbla_rec.config import EvaluationConfig, ModelConfig, Objective, RunConfig
 from gbla_rec.data.dataset import PreparedDataset
 from gbla_rec.data.evaluation_batches import evaluation_batches
-from gbla_rec.data.histories import HistoryBatch
+from gbla_rec.data.histories import HistoryBatch, flat_ranges
 from gbla_rec.evaluation.metrics import ndcg_at_k, recall_at_k
 from gbla_rec.models.decoder import DecoderMemory
 from gbla_rec.models.retriever import EncodedHistories
@@ -219,12 +219,19 @@ def _ranked(histories: HistoryBatch, ranked: Int64Array) -> RankedUsers:
 
 def _in_user_order(parts: list[RankedUsers], num_results: int) -> RankedUsers:
     """One table of all parts, users in the dataset's order."""
-    user_rows = np.concatenate([np.zeros(0, np.int64), *(part.user_rows for part in parts)])
-    ranked = np.concatenate([np.zeros((0, num_results), np.int64), *(part.ranked for part in parts)])
-    lengths = np.concatenate([np.zeros(0, np.int64), *(part.history_lengths for part in parts)])
-    targets = [row for part in parts if len(part.user_rows) for row in np.split(part.targets, part.target_offsets[1:-1])]
+
+    def joined(of_parts: Iterable[Int64Array], *shape: int) -> Int64Array:
+        return np.concatenate([np.zeros((0, *shape), np.int64), *of_parts])
+
+    user_rows = joined(part.user_rows for part in parts)
     order = np.argsort(user_rows, kind="stable")
-    ordered_targets = [targets[i] for i in order]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered_targets])]).astype(np.int64)
-    flat = np.concatenate([np.zeros(0, np.int64), *ordered_targets])
-    return RankedUsers(user_rows[order], ranked[order], flat, offsets, lengths[order])
+    num_targets = joined(part.target_offsets[1:] - part.target_offsets[:-1] for part in parts)
+    begins = np.cumsum(num_targets) - num_targets
+    places, target_offsets = flat_ranges(begins[order], num_targets[order])
+    return RankedUsers(
+        user_rows[order],
+        joined((part.ranked for part in parts), num_results)[order],
+        joined(part.targets for part in parts)[places],
+        target_offsets,
+        joined(part.history_lengths for part in parts)[order],
+    )

@@ -2,6 +2,8 @@
 
 # U users (rows of a batch), M beams (docs/shapes.md)
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -55,12 +57,16 @@ class _NextLogProbs:
     def __init__(self, retriever: GenerativeRetriever, memory: DecoderMemory) -> None:
         self.retriever, self.memory = retriever, memory
         self.cache: BeamCache | None = None
-        self.layouts: dict[int, JaggedLayout] = {}
 
     def __call__(self, prefixes: Tensor, parents: Tensor) -> Tensor:
         """As ``beam_search.NextLogProbs``."""
         num_users, num_beams, _ = prefixes.shape
-        if num_beams not in self.layouts:
-            self.layouts[num_beams] = JaggedLayout.from_lengths([num_beams] * num_users).to(prefixes.device)
-        log_probs, self.cache = self.retriever.next_log_probs(prefixes, parents, self.cache, self.layouts[num_beams], self.memory)
+        layout = beam_layout(num_users, num_beams, prefixes.device)
+        log_probs, self.cache = self.retriever.next_log_probs(prefixes, parents, self.cache, layout, self.memory)
         return log_probs
+
+
+@functools.lru_cache(maxsize=16)
+def beam_layout(num_users: int, num_beams: int, device: torch.device) -> JaggedLayout:
+    """``num_users`` rows of ``num_beams`` tokens; searches of one size, batch after batch, share what the host makes and copies once."""
+    return JaggedLayout.from_lengths([num_beams] * num_users).to(device)
