@@ -18,6 +18,23 @@ from typing import Any, Dict, List, Optional
 import torchx.specs as specs
 from torchx.specs.finder import ComponentValidationException
 
+BENCHMARKS = (
+    "causal_conv1d",
+    "cold_start",
+    "data_stream",
+    "evaluation_ranks",
+    "gbla_layer",
+    "kernel_counters",
+    "kernel_resources",
+    "linear_attention",
+    "multi_gpu_tests",
+    "op_parts",
+    "prepare",
+    "semantic_ids",
+    "softmax_attention",
+    "training_step",
+)
+"""What ``benchmark`` takes: the programs among the files of benchmarks/, which may lie in the image alone."""
 EFA_DEVICE = "vpc.amazonaws.com/efa"
 NCCL_ENVIRONMENT = {"NCCL_DEBUG": "WARN"}
 # the plugin chooses EFA and its RDMA by itself since 1.7 (aws/aws-ofi-nccl, doc/efa-env-var.md): older variables stay unset
@@ -197,8 +214,9 @@ def benchmark(
         max_retries: how often the scheduler starts a failed job again
         rdzv_port: port of the first node on which several nodes meet
     """
-    if re.fullmatch(r"[a-z0-9_]+", script) is None:
-        raise ArgumentError(f"script must be the name of a file of benchmarks/ without .py, e.g. gbla_layer, got {script!r}")
+    if script not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        raise ArgumentError(f"script must be the name of a program of benchmarks/ without .py, one of {known}, got {script!r}")
     resource = _resource(h, cpu, gpu, memMB, specs.Resource(cpu=8, gpu=1, memMB=65536))
     target = [f"benchmarks/{script}.py"]
     if j:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -121,10 +122,16 @@ def test_a_benchmark_of_several_ranks_runs_under_torchrun():
         role_of("benchmark", "--script", "training_step", "-j", "1x2")
 
 
-@pytest.mark.parametrize("script", ["../train", "gbla_layer.py", "", "a b"])
-def test_a_benchmark_outside_of_benchmarks_is_refused(script):
-    with pytest.raises(ValueError, match="name of a file of benchmarks"):
+@pytest.mark.parametrize("script", ["../train", "gbla_layer.py", "", "a b", "nosuch", "gpu_timing"])
+def test_what_is_no_program_of_benchmarks_is_refused_with_those_that_are(script):
+    with pytest.raises(ValueError, match=f"program of benchmarks/ .*, one of .*cold_start, .*gbla_layer.*, got {script!r}"):
         role_of("benchmark", f"--script={script}")
+
+
+def test_every_program_of_benchmarks_is_known_to_the_component():
+    components = runpy.run_path(str(COMPONENTS))
+    programs = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    assert set(components["BENCHMARKS"]) == programs
 
 
 @pytest.mark.parametrize("component", COMPONENT_NAMES)
