@@ -89,7 +89,17 @@ def encode_jagged(
         token_keys: ``(L,)`` int64 for dropout, needed in training where ``EncoderConfig.dropout`` is above 0.
 
     Raises:
-        ValueError: as ``HybridEncoder.forward``.
+        ValueError: if ``history`` is no ``JaggedTensor``, or as ``HybridEncoder.forward``.
     """
+    _require_jagged(history)
     encoded = encoder(history.values(), history.offsets(), layout=layout, token_keys=token_keys)
     return JaggedTensor(values=encoded, lengths=history.lengths(), offsets=history.offsets())
+
+
+def _require_jagged(history: object) -> None:
+    # not isinstance(history, JaggedTensor): sharded tables return an awaitable of one, and a tracer a proxy
+    if isinstance(history, Tensor) or not hasattr(history, "offsets"):
+        raise ValueError(
+            f"history must be a JaggedTensor, got {type(history).__name__}; give JaggedTensor(values=..., lengths=...) or, of what an "
+            "EmbeddingCollection returns, one feature; a tensor goes to encoder(values, offsets)"
+        )

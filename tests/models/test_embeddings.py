@@ -1,7 +1,11 @@
 """The tables: initial weights and hashed rows are pure functions of seed and id; a JaggedTensor passes through the encoder."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torchrec.distributed.types import LazyAwaitable
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from gbla_kernels import Backend
@@ -51,6 +55,45 @@ def test_encode_jagged_keeps_the_rows() -> None:
     encoded = encode_jagged(encoder, history)
     assert encoded.lengths().tolist() == [2, 0, 3]
     assert torch.equal(encoded.values(), encoder(history.values(), history.offsets()))
+
+
+def test_what_is_no_jagged_tensor_is_refused() -> None:
+    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16), backend=Backend.REFERENCE)
+    history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
+    wrong: tuple[Any, ...] = (history.values(), {"item": history}, [2, 0, 3], None)
+    for given in wrong:
+        with pytest.raises(ValueError, match=rf"^history must be a JaggedTensor, got {type(given).__name__}; .*encoder\(values, offsets\)"):
+            encode_jagged(encoder, given)
+
+
+def test_what_stands_for_a_jagged_tensor_is_taken() -> None:
+    encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16), backend=Backend.REFERENCE)
+    history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
+    expected = encode_jagged(encoder, history).values()
+
+    class Awaited(LazyAwaitable[JaggedTensor]):  # type: ignore[misc]
+        def _wait_impl(self) -> JaggedTensor:
+            return history
+
+    # as of sharded tables
+    assert torch.equal(encode_jagged(encoder, Awaited()).values(), expected)
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, history: JaggedTensor) -> Tensor:
+            return encode_jagged(self.encoder, history).values()  # type: ignore[no-any-return]
+
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return True
+
+    # as where a training pipeline looks for the tables
+    around = Around()
+    traced = torch.fx.GraphModule(around, Leaves().trace(around))
+    assert torch.equal(traced(history), expected)
 
 
 def test_dropout_in_training_asks_for_its_keys_and_follows_them() -> None:
