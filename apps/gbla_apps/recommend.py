@@ -17,7 +17,7 @@ from gbla_rec.checkpoint.process_group import process_group
 from gbla_rec.checkpoint.run_directory import describe_run
 from gbla_rec.evaluation.rank import Score
 from gbla_rec.evaluation.recommend import Recommendation, Recommender
-from gbla_rec.evaluation.recommend_to_all import recommend_to_all
+from gbla_rec.evaluation.recommend_to_all import recommend_to_all, require_parquet_name
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     history = parser.add_mutually_exclusive_group(required=True)
     history.add_argument("--user", metavar="ID", help="a user of the dataset, whole history")
     history.add_argument("--history", metavar="ITEMS", help='titles or ids, oldest first, separated by commas: "Toy Story, Heat, 1270"')
-    history.add_argument("--all-users", type=Path, metavar="FILE", help="all users of the dataset, into this Parquet file")
+    history.add_argument("--all-users", type=Path, metavar="FILE", help="all users of the dataset, into this new .parquet file")
     parser.add_argument("--count", type=int, default=10, metavar="N", help="items of a user (default: 10)")
     parser.add_argument("--repeat", action="store_true", help="allow items of the history")
     parser.add_argument("--score", choices=get_args(Score), help="what ranks the items (default: the model's main score)")
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
         options = parser.parse_args(arguments)
         if options.count < 1:
             raise ValueError(f"--count must be at least 1, got {options.count}")
+        if options.all_users is not None:
+            require_parquet_name(options.all_users)
     run_dir = command_line.chosen_run(options)
     command_line.print_once(describe_run(run_dir))
     with process_group() as device:

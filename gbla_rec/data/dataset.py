@@ -115,7 +115,8 @@ class PreparedDataset:
             if len(found):
                 return self._history(found, self._first_users[index])
         raise ValueError(
-            f"user {user_id!r} is not in {self.path}, whose user ids are of type {self.manifest.user_id_type}, e.g. {self._example_ids()}"
+            f"user_id (--user) must be a user of {self.path}, whose user ids are of type {self.manifest.user_id_type}, e.g. "
+            f"{self._example_ids()}, got {user_id!r}"
         )
 
     def iterate_shards(self, context: Sequence[str] = ()) -> Iterator[HistoryShard]:

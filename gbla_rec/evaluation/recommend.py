@@ -74,7 +74,7 @@ class Recommender:
         """
         is_integer = self.parts.dataset.manifest.user_id_type == "int64"
         if is_integer and not user_id.removeprefix("-").isdecimal():
-            raise ValueError(f"user_id must be an integer, as in the dataset, got {user_id!r}")
+            raise ValueError(f"user_id (--user) must be an integer, as in the dataset, got {user_id!r}")
         history = self.parts.dataset.history(int(user_id) if is_integer else user_id)
         return self._recommend(history.items, history.context, count, exclude_history)
 

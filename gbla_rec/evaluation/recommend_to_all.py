@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gbla_rec.checkpoint.process_group import on_first_rank
 from gbla_rec.checkpoint.run_directory import TEMPORARY_PREFIX
 from gbla_rec.data.dataset import PreparedDataset
+from gbla_rec.data.input_files import PARQUET_SUFFIXES
 from gbla_rec.evaluation.rank import Search, search_batch, users_at_once
 from gbla_rec.evaluation.recommend import Recommender
 
@@ -56,7 +57,7 @@ def recommend_to_all(
 
     Args:
         recommender: the run.
-        output: the Parquet file.
+        output: the Parquet file, of a name that ends in .parquet or .pq.
         count: items of a user.
         exclude_history: leave out the items of the own history.
         said: called by the first rank with the users written so far, after each shard of the dataset.
@@ -65,9 +66,11 @@ def recommend_to_all(
         The number of users.
 
     Raises:
+        ValueError: if ``output`` has the name of another format.
         FileExistsError: if ``output`` exists.
         OSError: if it cannot be written.
     """
+    require_parquet_name(output)
     parts = recommender.parts
     search = Search(max(parts.config.evaluation.num_beams, count), exclude_history, recommender.score)
     parts.model.eval()
@@ -95,6 +98,15 @@ def recommend_to_all(
         return on_first_rank(users.close)
 
 
+def require_parquet_name(output: Path) -> None:
+    """``ValueError`` unless ``output`` says that it is Parquet: by the name the file would be taken for CSV or whatever it names."""
+    if output.suffix.lower() not in PARQUET_SUFFIXES:
+        raise ValueError(
+            f"output (--all-users) must end in one of {PARQUET_SUFFIXES}, the format that is written, got {str(output)!r}; "
+            "name it as next_items.parquet"
+        )
+
+
 @contextmanager
 def _new_file(output: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``output``; the first rank renames it at the end, or deletes it on any exception."""
@@ -102,7 +114,7 @@ def _new_file(output: Path) -> Iterator[Path]:
 
     def begin() -> None:
         if output.exists() or output.is_symlink():
-            raise FileExistsError(f"{output} exists; delete it or choose another name")
+            raise FileExistsError(f"output (--all-users): {output} exists; delete it or choose another name")
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
 

@@ -120,7 +120,8 @@ def test_the_whole_path_on_a_log_of_ones_own(tmp_path: Path, run_forked: Callabl
     one = pl.read_parquet(everyone).row(by_predicate=pl.col("user_id") == "u3", named=True)
     assert len(one["item_ids"]) == 3 and all(str(item) in recommended for item in one["item_ids"])
     refused = run_forked("recommend", "--all-users", str(everyone), status=2)
-    assert f"{everyone} exists; delete it or choose another name" in refused
+    assert f"output (--all-users): {everyone} exists; delete it or choose another name" in refused
+    assert "user_id (--user) must be a user of " in run_forked("recommend", "--user", "nobody", status=2)
 
 
 TINY = """--recipe movielens_small --dataset tiny --semantic-ids.embedding text --semantic-ids.embedding-dim 8

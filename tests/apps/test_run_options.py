@@ -1,6 +1,7 @@
 """Titles are printed as they are; a wrong option is named before a model is made or loaded."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,17 @@ def test_numbers_below_one_are_refused_by_their_option() -> None:
         recommend.main(["--user", "1", "--count", "0"])
     with pytest.raises(ValueError, match="--num-beams must be at least 1, got -5"):
         evaluate.main(["--num-beams", "20", "-5"])
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("name", ["next.csv", "next.parquet.gz", "next", "parquet", "", "."])
+def test_a_file_for_all_users_that_does_not_say_parquet_is_refused_before_there_is_a_run(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(--all-users\) must end in one of \('.parquet', '.pq'\), .*; name it as next_items\.parquet"):
+        recommend.main(["--all-users", str(tmp_path / name) if name else name])
+    assert not list(tmp_path.iterdir())
+    for good in ("next.parquet", "next.PARQUET", "next.pq"):
+        with pytest.raises(FileNotFoundError, match="no run"):
+            recommend.main(["--all-users", str(tmp_path / good)])
 
 
 @pytest.mark.usefixtures("workspace")

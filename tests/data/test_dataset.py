@@ -33,7 +33,7 @@ def test_every_user_is_found(dataset: PreparedDataset) -> None:
 
 @pytest.mark.parametrize("user", ["c", 1])
 def test_an_unknown_user_is_refused_with_ids_that_exist(dataset: PreparedDataset, user: str | int) -> None:
-    with pytest.raises(ValueError, match=r"type string, e\.g\. \['a'"):
+    with pytest.raises(ValueError, match=rf"^user_id \(--user\) must be a user of .*, .* type string, e\.g\. \['a'.*\], got {user!r}$"):
         dataset.history(user)
 
 

@@ -182,7 +182,7 @@ def test_evaluation_does_not_depend_on_the_ranks_and_recommendations_have_titles
     assert result["typed"].titles == result["by_id"].titles
     assert result["typed"].history_titles == user.history_titles[:2]
     number, unknown, ambiguous = result["errors"]
-    assert "user_id must be an integer" in number
+    assert "user_id (--user) must be an integer" in number
     assert "77777" in unknown
     assert "names no item of the dataset; did you mean one of ['title 3 3" in ambiguous
 

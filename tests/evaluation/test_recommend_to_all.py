@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gbla_rec.evaluation import recommend_to_all as module
-from gbla_rec.evaluation.recommend_to_all import _Ranked, _UsersInOrder
+from gbla_rec.evaluation.recommend_to_all import _Ranked, _UsersInOrder, recommend_to_all
 
 SHARDS = ([3, 0, 1], [0, 0], [2], [], [5, 5, 1, 0])
 """Events of the users of each shard."""
@@ -50,6 +50,13 @@ def test_users_come_in_order_however_they_arrive(data: st.DataObject, rows: list
     assert found["user_id"].to_list() == [f"u{row}" for row in kept]
     assert found["item_ids"].to_list() == [[2**40 + (row + place) % 9 for place in range(row % 3)] for row in kept]
     assert found["scores"].to_list() == [[row + 0.5 * place for place in range(row % 3)] for row in kept]
+
+
+@pytest.mark.parametrize("name", ["next.csv", "next"])
+def test_a_name_of_another_format_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    recommender: Any = None
+    with pytest.raises(ValueError, match=rf"output \(--all-users\) must end in one of .*, got '.*{name}'; name it as"):
+        recommend_to_all(recommender, tmp_path / name, 5)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
