@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gbla_kernels import Backend, JaggedLayout, keyed_dropout
-from gbla_kernels.checks import require_backend
+from gbla_kernels.checks import require_backend, require_layout, require_tensor
 from gbla_rec.config import EncoderConfig
 from gbla_rec.models.layers import GatedBidirectionalLinearAttention, RMSNorm, SoftmaxAttention, SwiGLU
 from gbla_rec.models.step_parts import step_part
@@ -97,6 +97,7 @@ class HybridEncoder(nn.Module):
             ValueError: if values are not ``(L, model_dim)`` or of another dtype than the weights, offsets do not cover them, layout has
                 other rows, or dropout lacks its keys.
         """
+        require_tensor("values", values)
         if values.dim() != 2 or values.shape[1] != self.config.model_dim:
             raise ValueError(f"values must have shape (L, model_dim) = (L, {self.config.model_dim}), got {tuple(values.shape)}")
         dtype = self.recency.weight.dtype
@@ -128,6 +129,8 @@ class HybridEncoder(nn.Module):
 
 def _require_rows(layout: JaggedLayout, offsets: Tensor, device: torch.device) -> None:
     """Raise ValueError unless ``layout`` is of ``offsets`` and on ``device``: the layers read the layout alone."""
+    require_layout("layout", layout)
+    require_tensor("offsets", offsets)
     if layout.num_rows != offsets.numel() - 1:
         raise ValueError(f"layout must have the rows of offsets, got {layout.num_rows} rows and {offsets.numel() - 1} in offsets")
     if layout.offsets.device != device:

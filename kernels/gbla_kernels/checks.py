@@ -9,14 +9,30 @@ from gbla_kernels.layout import JaggedLayout
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def require_tensor(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a tensor: a list would fail at the first attribute that it lacks, without its name."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__} {value!r:.60}; torch.as_tensor makes one")
+
+
+def require_layout(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a ``JaggedLayout``."""
+    if not isinstance(value, JaggedLayout):
+        raise ValueError(
+            f"{name} must be a JaggedLayout, got {type(value).__name__} {value!r:.60}; JaggedLayout.from_lengths or from_offsets makes one"
+        )
+
+
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...], legend: str) -> None:
-    """Raise ValueError unless ``tensor`` has ``shape``; ``legend`` names the dimensions, e.g. ``"(L, H, K)"``."""
+    """Raise ValueError unless ``tensor`` is one and has ``shape``; ``legend`` names the dimensions, e.g. ``"(L, H, K)"``."""
+    require_tensor(name, tensor)
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {legend} = {shape}, got {tuple(tensor.shape)}")
 
 
 def require_dim(name: str, tensor: Tensor, dim: int, legend: str) -> None:
-    """Raise ValueError unless ``tensor`` has ``dim`` dimensions."""
+    """Raise ValueError unless ``tensor`` is one and has ``dim`` dimensions."""
+    require_tensor(name, tensor)
     if tensor.dim() != dim:
         raise ValueError(f"{name} must have {dim} dimensions {legend}, got shape {tuple(tensor.shape)}")
 
@@ -55,12 +71,13 @@ def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: in
     require_dim("offsets", offsets, 1, "(B + 1,)")
     if offsets.dtype != torch.int64 or offsets.numel() == 0:
         raise ValueError(f"offsets must be int64 with at least one entry, got {offsets.dtype} of {offsets.numel()} entries")
-    if layout is not None and (layout.num_rows != offsets.numel() - 1 or layout.num_tokens != num_tokens):
-        raise ValueError(
-            f"layout must describe offsets and values, got {layout.num_rows} rows of {layout.num_tokens} tokens "
-            f"for {offsets.numel() - 1} rows of {num_tokens} tokens"
-        )
     if layout is not None:
+        require_layout("layout", layout)
+        if layout.num_rows != offsets.numel() - 1 or layout.num_tokens != num_tokens:
+            raise ValueError(
+                f"layout must describe offsets and values, got {layout.num_rows} rows of {layout.num_tokens} tokens "
+                f"for {offsets.numel() - 1} rows of {num_tokens} tokens"
+            )
         require_same_device(offsets=offsets, layout=layout.offsets)
     if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
         if int(offsets[0]) != 0 or int(offsets[-1]) != num_tokens or bool((offsets.diff() < 0).any()):

@@ -81,8 +81,11 @@ class JaggedLayout:
         """Build the layout from ``(B + 1,)`` offsets. Offsets on a GPU are copied to the CPU first, which synchronises.
 
         Raises:
-            ValueError: if offsets do not start at 0 or decrease.
+            ValueError: if offsets are no tensor of integers, do not start at 0 or decrease.
         """
+        if not isinstance(offsets, Tensor) or offsets.is_floating_point():
+            found = offsets.dtype if isinstance(offsets, Tensor) else f"{type(offsets).__name__} {offsets!r:.60}"
+            raise ValueError(f"offsets must be a tensor of integers, got {found}; torch.as_tensor makes one of a list of them")
         host = offsets.detach().cpu().to(torch.int64)
         if host.dim() != 1 or host.numel() == 0 or int(host[0]) != 0:
             raise ValueError(f"offsets must be (B + 1,) and start at 0, got shape {tuple(host.shape)}, first {host[:1].tolist()}")

@@ -1,6 +1,7 @@
-"""Every op refuses integers where its documentation says float, by name and on both backends, before a kernel could read them."""
+"""Every op refuses what is no tensor of floats, no offsets or no layout, by name and on both backends, before a kernel reads it."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -37,19 +38,42 @@ OTHERS: dict[str, dict[str, Any]] = {
     "jagged_cross_attention": {"query_layout": ROWS, "key_layout": ROWS},
     "jagged_cross_attention_packed": {"query_layout": ROWS, "key_layout": ROWS},
 }
+OPS_WITH_OFFSETS = ["gated_linear_attention", "gated_linear_attention_packed", "causal_conv1d", "rms_norm_causal_conv1d"]
+OFFSETS_OR_POSITIONS = [*((op, "offsets") for op in OPS_WITH_OFFSETS), ("rotary_embedding", "positions"), ("keyed_dropout", "token_keys")]
+NO_LAYOUT = [*((op, name) for op in OTHERS for name in OTHERS[op] if name.endswith("layout")), *((op, "layout") for op in OPS_WITH_OFFSETS)]
 
 
-def call(op: str, backend: Backend, is_integer: Callable[[str], bool]) -> object:
+def call(op: str, backend: Backend, is_integer: Callable[[str], bool] = lambda name: False, **changes: object) -> object:
     tensors = {name: torch.ones(shape, dtype=torch.int64 if is_integer(name) else torch.float32) for name, shape in SHAPES[op].items()}
-    return getattr(ops, op)(**tensors, **OTHERS[op], backend=backend)
+    return getattr(ops, op)(**{**tensors, **OTHERS[op], **changes}, backend=backend)
 
 
 @pytest.mark.parametrize("backend", list(Backend))
 @pytest.mark.parametrize(("op", "argument"), [(op, name) for op, shapes in SHAPES.items() for name in shapes])
 def test_integers_are_refused_by_name(op: str, argument: str, backend: Backend) -> None:
-    assert isinstance(call(op, Backend.REFERENCE, lambda name: False), Tensor | tuple)
+    assert isinstance(call(op, Backend.REFERENCE), Tensor | tuple)
     with pytest.raises(ValueError, match=rf"^{argument} must .*, got torch\.int64"):
         call(op, backend, lambda name: name == argument)
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize(("op", "argument"), [*((op, name) for op in SHAPES for name in SHAPES[op]), *OFFSETS_OR_POSITIONS])
+def test_a_list_is_refused_by_name(op: str, argument: str, backend: Backend) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument} must be a tensor, got list \[0, 3, 7\]; torch.as_tensor makes one$"):
+        call(op, backend, **{argument: [0, 3, 7]})
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize(("op", "argument"), NO_LAYOUT)
+def test_offsets_are_no_layout(op: str, argument: str, backend: Backend) -> None:
+    for given in (OFFSETS, [3, 4]):
+        with pytest.raises(ValueError, match=rf"^{argument} must be a JaggedLayout, got {type(given).__name__} .*from_offsets makes one$"):
+            call(op, backend, **{argument: given})
+
+
+def test_no_op_with_offsets_is_left_out() -> None:
+    parameters = {op: signature(getattr(ops, op)).parameters for op in SHAPES}
+    assert OPS_WITH_OFFSETS == [op for op in SHAPES if "offsets" in parameters[op]] == [op for op in SHAPES if "layout" in parameters[op]]
 
 
 def test_no_op_is_left_out() -> None:

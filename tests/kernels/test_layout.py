@@ -110,6 +110,11 @@ def test_bad_lengths_and_offsets_are_refused() -> None:
         JaggedLayout.from_lengths([2, -1])
     with pytest.raises(ValueError, match="start at 0"):
         JaggedLayout.from_offsets(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"offsets must be a tensor of integers, got list \[0, 3\]; torch.as_tensor makes one"):
+        JaggedLayout.from_offsets([0, 3])  # type: ignore[arg-type]
+    # 1.5 would be rounded
+    with pytest.raises(ValueError, match=r"offsets must be a tensor of integers, got torch\.float32"):
+        JaggedLayout.from_offsets(torch.tensor([0, 1.5, 3]))
     with pytest.raises(ValueError, match="integers on the CPU"):
         JaggedLayout.from_lengths(torch.tensor([1.5]))
 

@@ -219,6 +219,13 @@ def test_bad_values_and_offsets_are_named() -> None:
     encoder = HybridEncoder(BASE, backend=Backend.REFERENCE)
     with pytest.raises(ValueError, match=r"values must have shape \(L, model_dim\) = \(L, 16\)"):
         encoder(torch.zeros(3, 8), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=r"^values must be a tensor, got list \[0\.5\]; torch.as_tensor makes one$"):
+        encoder([0.5], torch.tensor([0, 1]))
+    for given in ({}, {"layout": JaggedLayout.from_lengths([3])}):
+        with pytest.raises(ValueError, match=r"^offsets must be a tensor.*, got list \[0, 3\]; torch.as_tensor makes one"):
+            encoder(torch.zeros(3, 16), [0, 3], **given)
+    with pytest.raises(ValueError, match=r"^layout must be a JaggedLayout, got Tensor tensor\(\[0, 3\]\); .*from_offsets makes one$"):
+        encoder(torch.zeros(3, 16), torch.tensor([0, 3]), layout=torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="offsets must cover values, got 2 tokens in offsets and 3"):
         encoder(torch.zeros(3, 16), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"EncoderConfig.pattern must use the letters"):

@@ -19,6 +19,7 @@ from gbla_kernels.checks import (
     require_offsets,
     require_same_device,
     require_shape,
+    require_tensor,
 )
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.layout import JaggedLayout
@@ -80,6 +81,7 @@ def require_conv_arguments(
         require_shape("bias", bias, (x.shape[1],), "(D,)")
         require_float("bias", bias)
     require_choice("activation", activation, ("silu", None))
+    require_tensor("offsets", offsets)
     require_same_device(x=x, weight=weight, bias=bias, offsets=offsets)
     require_offsets(offsets, layout, x.shape[0])
     require_same_device(x=x, positions=None if layout is None else layout.positions)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gbla_kernels.backend import Backend
-from gbla_kernels.checks import require_backend, require_dim, require_float, require_same_device, require_shape
+from gbla_kernels.checks import require_backend, require_dim, require_float, require_layout, require_same_device, require_shape
 from gbla_kernels.cross_attention.autograd import attend, attend_packed
 from gbla_kernels.cross_attention.launch_config import MAX_WIDTH, launch_config
 from gbla_kernels.cross_attention.reference import jagged_cross_attention_reference
@@ -105,6 +105,8 @@ def _validate(
         require_float(name, tensor)
         if tensor.dtype != query.dtype:
             raise ValueError(f"{name} must have the dtype of query, got {tensor.dtype} and {query.dtype}")
+    require_layout("query_layout", query_layout)
+    require_layout("key_layout", key_layout)
     require_same_device(query=query, key=key, value=value, query_layout=query_layout.offsets, key_layout=key_layout.offsets)
     if query_layout.num_rows != key_layout.num_rows:
         raise ValueError(f"query_layout and key_layout must have the same rows, got {query_layout.num_rows} and {key_layout.num_rows}")

@@ -17,6 +17,7 @@ from gbla_kernels.checks import (
     require_offsets,
     require_same_device,
     require_shape,
+    require_tensor,
 )
 from gbla_kernels.dispatch import require_triton_device
 from gbla_kernels.layout import JaggedLayout
@@ -103,6 +104,7 @@ def gated_linear_attention(
     require_choice("direction", direction, ("bidirectional", "causal"))
     if direction == "causal" and not normalize:
         raise ValueError("normalize must be True when direction='causal': a prefix softmax has no fixed scale otherwise, got False")
+    require_tensor("offsets", offsets)
     require_same_device(query=query, key=key, value=value, offsets=offsets)
     require_same_device(query=query, key_gate=key_gate, output_gate=output_gate, norm_weight=norm_weight)
     require_offsets(offsets, layout, num_tokens)
@@ -184,6 +186,7 @@ def gated_linear_attention_packed(
         require_float("norm_weight", norm_weight)
     require_choice("feature_map", feature_map, ("elu1", "relu"))
     require_choice("direction", direction, ("bidirectional", "causal"))
+    require_tensor("offsets", offsets)
     require_same_device(projection=projection, norm_weight=norm_weight, offsets=offsets)
     require_offsets(offsets, layout, projection.shape[0])
     _require_triton("gated_linear_attention_packed", projection, key_dim, value_dim, direction)
