@@ -1,5 +1,7 @@
 """Validation of op arguments: a wrong call gets one error that names the argument, the rule and the value."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -85,12 +87,17 @@ def require_offsets(offsets: Tensor, layout: JaggedLayout | None, num_tokens: in
 
 
 def eps_or_default(eps: float | None) -> float:
-    """``eps``, or 1e-6 for None.
+    """``eps``, or 1e-6 for None; raises ValueError unless it is a finite float above 0.
 
-    Not a default argument, nor a global: ``torch.compile(dynamic=True)`` takes those for inputs, and analyses the call a second time
-    without them.
+    0 would make NaN of a token of zeros: ``0 * rsqrt(0)``. None is not a default argument, nor a global: ``torch.compile(dynamic=True)``
+    takes those for inputs, and analyses the call a second time without them.
     """
-    return 1e-6 if eps is None else eps
+    if eps is None:
+        return 1e-6
+    # a tensor on a GPU would be read by the comparison, which synchronises
+    if not isinstance(eps, (float, int, torch.SymFloat)) or not 0 < eps < math.inf:
+        raise ValueError(f"eps must be a finite float above 0, or None for 1e-6, got {eps!r}")
+    return eps
 
 
 def row_lengths(offsets: Tensor, layout: JaggedLayout | None) -> list[int]:

@@ -1,6 +1,8 @@
-"""Every op refuses what is no tensor of floats, no offsets or no layout, by name and on both backends, before a kernel reads it."""
+"""Every op refuses what is no tensor of floats, no offsets, no layout or no eps, by name and on both backends, before a kernel reads it."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -38,9 +40,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "jagged_cross_attention": {"query_layout": ROWS, "key_layout": ROWS},
     "jagged_cross_attention_packed": {"query_layout": ROWS, "key_layout": ROWS},
 }
+OPS_WITH_EPS = ["gated_linear_attention", "gated_linear_attention_packed", "rms_norm_causal_conv1d"]
 OPS_WITH_OFFSETS = ["gated_linear_attention", "gated_linear_attention_packed", "causal_conv1d", "rms_norm_causal_conv1d"]
 OFFSETS_OR_POSITIONS = [*((op, "offsets") for op in OPS_WITH_OFFSETS), ("rotary_embedding", "positions"), ("keyed_dropout", "token_keys")]
 NO_LAYOUT = [*((op, name) for op in OTHERS for name in OTHERS[op] if name.endswith("layout")), *((op, "layout") for op in OPS_WITH_OFFSETS)]
+NO_EPS: list[object] = [-1, -1e-6, 0, 0.0, math.nan, math.inf, -math.inf, "1e-6", torch.tensor(1e-6)]
 
 
 def call(op: str, backend: Backend, is_integer: Callable[[str], bool] = lambda name: False, **changes: object) -> object:
@@ -71,8 +75,31 @@ def test_offsets_are_no_layout(op: str, argument: str, backend: Backend) -> None
             call(op, backend, **{argument: given})
 
 
-def test_no_op_with_offsets_is_left_out() -> None:
+@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize("op", OPS_WITH_EPS)
+def test_an_eps_that_makes_no_norm_is_refused(op: str, backend: Backend) -> None:
+    for eps in NO_EPS:
+        with pytest.raises(ValueError, match=r"^eps must be a finite float above 0, or None for 1e-6, got "):
+            call(op, backend, eps=eps)
+    # without a norm it is not read, and none the better
+    if op != "rms_norm_causal_conv1d":
+        with pytest.raises(ValueError, match=r"^eps must be .*, got nan$"):
+            call(op, backend, eps=math.nan, norm_weight=None)
+
+
+def test_a_compiled_call_takes_and_refuses_the_same_eps() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(partial(call, "rms_norm_causal_conv1d", Backend.REFERENCE), backend="eager", dynamic=True)
+    for eps in (1e-6, 0.1):
+        assert torch.equal(compiled(eps=eps), call("rms_norm_causal_conv1d", Backend.REFERENCE, eps=eps))
+    for eps in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="eps must be a finite float above 0"):
+            compiled(eps=eps)
+
+
+def test_no_op_with_eps_or_offsets_is_left_out() -> None:
     parameters = {op: signature(getattr(ops, op)).parameters for op in SHAPES}
+    assert OPS_WITH_EPS == [op for op in SHAPES if "eps" in parameters[op]]
     assert OPS_WITH_OFFSETS == [op for op in SHAPES if "offsets" in parameters[op]] == [op for op in SHAPES if "layout" in parameters[op]]
 
 

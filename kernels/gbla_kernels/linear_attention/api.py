@@ -69,7 +69,7 @@ def gated_linear_attention(
             makes its tables on the device, for the most rows and splits that L tokens can have.
         feature_map: ``elu1`` is ``x + 1`` above 0 and ``exp(x)`` below; ``relu``.
         normalize: divide by ``phi(q_t) . n``; a zero denominator gives 0 and zero gradients.
-        eps: added to the mean square in RMSNorm; None is 1e-6.
+        eps: added to the mean square in RMSNorm, above 0; None is 1e-6.
         direction: ``causal`` lets token t see tokens <= t of its row; needs ``normalize=True``.
         backend: ``REFERENCE`` runs anywhere; ``TRITON`` needs CUDA and bidirectional attention, and never falls back.
 
@@ -153,7 +153,7 @@ def gated_linear_attention_packed(
         layout: the same rows with lengths on the host.
         feature_map: ``elu1`` or ``relu``.
         normalize: divide by ``phi(q_t) . n``.
-        eps: added to the mean square in RMSNorm; None is 1e-6.
+        eps: added to the mean square in RMSNorm, above 0; None is 1e-6.
         direction: ``bidirectional`` or ``causal``.
         backend: ``REFERENCE`` or ``TRITON``.
 
@@ -189,9 +189,10 @@ def gated_linear_attention_packed(
     require_tensor("offsets", offsets)
     require_same_device(projection=projection, norm_weight=norm_weight, offsets=offsets)
     require_offsets(offsets, layout, projection.shape[0])
+    eps = eps_or_default(eps)
     _require_triton("gated_linear_attention_packed", projection, key_dim, value_dim, direction)
     splits = _row_splits(offsets, layout, projection.shape[0], key_dim, value_dim, projection.dtype)
-    return attend_packed(projection, norm_weight, splits, widths, feature_map, normalize, eps_or_default(eps))
+    return attend_packed(projection, norm_weight, splits, widths, feature_map, normalize, eps)
 
 
 def _require_triton(op: str, tensor: Tensor, key_dim: int, value_dim: int, direction: str) -> None:

@@ -40,7 +40,7 @@ def rms_norm_causal_conv1d(
         weight: ``(D, R)``, any float dtype; tap ``R - 1`` is the current token. TRITON takes up to 8 taps.
         bias: ``(D,)``, any float dtype, or None.
         offsets: ``(B + 1,)`` int64; row ``b`` is ``offsets[b]:offsets[b + 1]``, possibly empty.
-        eps: added to the mean square; None is 1e-6.
+        eps: added to the mean square, above 0; None is 1e-6.
         layout: the same rows with lengths on the host; without it TRITON finds the tokens' positions on the device, and
             REFERENCE reads offsets (a device sync).
         activation: ``silu``, or None for the bare convolution.
