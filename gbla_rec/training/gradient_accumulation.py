@@ -59,5 +59,5 @@ def _no_sync(parallel: DistributedDataParallel) -> Iterator[None]:
 
 
 def data_parallel(model: DistributedModelParallel) -> DistributedDataParallel | None:
-    """The wrapper that all-reduces the dense gradients; None if there is none."""
+    """The wrapper that all-reduces the dense gradients; None where every parameter is in sharded tables."""
     return next((module for module in model.modules() if isinstance(module, DistributedDataParallel)), None)

@@ -163,11 +163,11 @@ def of_distance() -> Iterator[tuple[str, str]]:
     for line in sorted(report("long_range", "long_range_to_10000")["details"]["Single runs"], key=lambda line: int(line["seed"])):
         far.setdefault(line["configuration"], []).append(short(line["Recall@1"], 2))
     seeds = {name: "{}, {} and {}".format(*recalls) for name, recalls in far.items()}
-    blind = sorted(far["www-256"] + far["wgg-256"])
+    windowed = sorted(far["www-256"] + far["wgg-256"])
     yield TABLES, f"`sgg` {seeds['sgg']}, `sss` {seeds['sss']}, `ggg` {seeds['ggg']}, `ggg-no-key` {seeds['ggg-no-key']}, `ggg-linear`"
-    yield TABLES, f"`ggg-linear` {seeds['ggg-linear']}; `www-256` and `wgg-256` {blind[0]} to {blind[-1]}"
+    yield TABLES, f"`ggg-linear` {seeds['ggg-linear']}; `www-256` and `wgg-256` {windowed[0]} to {windowed[-1]}"
     whole = f"`SGG` {seeds['sgg']}, softmax attention {seeds['sss']}, `GGG` {seeds['ggg']}, plain linear attention {seeds['ggg-linear']}"
-    yield README, f"{whole}; windows of 256, alone or in a hybrid, {blind[0]} to {blind[-1]}."
+    yield README, f"{whole}; windows of 256, alone or in a hybrid, {windowed[0]} to {windowed[-1]}."
     near = [line for line in report("long_range", "long_range_100")["details"]["Single runs"] if line["configuration"] == "ggg"]
     yield TABLES, f"at {short(min(line['Recall@1'] for line in near), 2)} with the third when training ended"
 
