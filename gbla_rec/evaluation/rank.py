@@ -225,7 +225,7 @@ def _in_user_order(parts: list[RankedUsers], num_results: int) -> RankedUsers:
 
     user_rows = joined(part.user_rows for part in parts)
     order = np.argsort(user_rows, kind="stable")
-    num_targets = joined(part.target_offsets[1:] - part.target_offsets[:-1] for part in parts)
+    num_targets = joined(np.diff(part.target_offsets) for part in parts)
     begins = np.cumsum(num_targets) - num_targets
     places, target_offsets = flat_ranges(begins[order], num_targets[order])
     return RankedUsers(

@@ -99,7 +99,7 @@ def recommend_to_all(
 
 
 def require_parquet_name(output: Path) -> None:
-    """``ValueError`` unless ``output`` says that it is Parquet: by the name the file would be taken for CSV or whatever it names."""
+    """Raise ValueError unless ``output`` is named as Parquet: readers choose the format by the name."""
     if output.suffix.lower() not in PARQUET_SUFFIXES:
         raise ValueError(
             f"output (--all-users) must end in one of {PARQUET_SUFFIXES}, the format that is written, got {str(output)!r}; "

@@ -11,7 +11,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 from torchrec.modules.embedding_configs import EmbeddingConfig as TableConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import JaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from gbla_kernels import JaggedLayout
 from gbla_kernels.keyed_dropout.reference import mix64, wrap64
@@ -98,7 +98,8 @@ def encode_jagged(
 
 def _require_jagged(history: object) -> None:
     # not isinstance(history, JaggedTensor): sharded tables return an awaitable of one, and a tracer a proxy
-    if isinstance(history, Tensor) or not hasattr(history, "offsets"):
+    is_one_feature = hasattr(history, "values") and hasattr(history, "offsets") and not isinstance(history, KeyedJaggedTensor)
+    if isinstance(history, Tensor) or not is_one_feature:
         raise ValueError(
             f"history must be a JaggedTensor, got {type(history).__name__}; give JaggedTensor(values=..., lengths=...) or, of what an "
             "EmbeddingCollection returns, one feature; a tensor goes to encoder(values, offsets)"

@@ -301,13 +301,15 @@ def of_weak_scaling_on_h200s() -> Iterator[tuple[str, str]]:
     step = f"A step of Zipf lengths up to 32,768 takes {alone['ms/step']:.1f} ms"
     yield "docs/training.md", f"{step}, {alone['outside kernels (%)']:.0f} % of them outside kernels ([weak_scaling_1]"
 
-    def of_ranks(balance: str, column: str) -> list[float]:
-        return sorted(line[column] for line in two["tables"]["Ranks"] if line["balance"] == balance)
+    def of_ranks(balance: str) -> list[tuple[float, float]]:
+        """Work and waiting of each rank, most work first."""
+        ranks = [line for line in two["tables"]["Ranks"] if line["balance"] == balance]
+        return sorted(((line["TFLOP/step"], line["waiting (% of step)"]) for line in ranks), reverse=True)
 
-    (low, high), (low_in_turn, high_in_turn) = (of_ranks(balance, "TFLOP/step") for balance in ("cost", "none"))
-    waits, waits_in_turn = ("{:.0f} and {:.0f} %".format(*of_ranks(balance, "waiting (% of step)")) for balance in ("cost", "none"))
-    work = f"{high:.1f} and {low:.1f} TFLOP by cost, {high_in_turn:.1f} and {low_in_turn:.1f} in turn"
-    yield "docs/training.md", f"{work}, and wait {waits} of the profiled steps, and {waits_in_turn}."
+    (most, less), (most_in_turn, less_in_turn) = (of_ranks(balance) for balance in ("cost", "none"))
+    work = f"{most[0]:.1f} and {less[0]:.1f} TFLOP by cost, {most_in_turn[0]:.1f} and {less_in_turn[0]:.1f} in turn"
+    waits = f"{most[1]:.0f} and {less[1]:.0f} % of the profiled steps, and {most_in_turn[1]:.0f} and {less_in_turn[1]:.0f} %"
+    yield "docs/training.md", f"{work}, and wait {waits}."
 
 
 def of_weak_scaling_on_h100s() -> Iterator[tuple[str, str]]:

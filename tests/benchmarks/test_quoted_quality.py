@@ -162,6 +162,7 @@ def of_distance() -> Iterator[tuple[str, str]]:
     far: dict[str, list[str]] = {}
     for line in sorted(report("long_range", "long_range_to_10000")["details"]["Single runs"], key=lambda line: int(line["seed"])):
         far.setdefault(line["configuration"], []).append(short(line["Recall@1"], 2))
+    assert {len(recalls) for recalls in far.values()} == {3}, "pages say of how many seeds"
     seeds = {name: "{}, {} and {}".format(*recalls) for name, recalls in far.items()}
     windowed = sorted(far["www-256"] + far["wgg-256"])
     yield TABLES, f"`sgg` {seeds['sgg']}, `sss` {seeds['sss']}, `ggg` {seeds['ggg']}, `ggg-no-key` {seeds['ggg-no-key']}, `ggg-linear`"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchrec.distributed.types import LazyAwaitable
-from torchrec.sparse.jagged_tensor import JaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from gbla_kernels import Backend
+from gbla_kernels import Backend, JaggedLayout
 from gbla_rec.config import EmbeddingConfig, EncoderConfig
 from gbla_rec.models.embeddings import encode_jagged, initialize_tables, item_tables
 from gbla_rec.models.encoder import HybridEncoder
@@ -60,7 +60,9 @@ def test_encode_jagged_keeps_the_rows() -> None:
 def test_what_is_no_jagged_tensor_is_refused() -> None:
     encoder = HybridEncoder(EncoderConfig(model_dim=16, num_heads=2, pattern="SG", ffn_dim=16), backend=Backend.REFERENCE)
     history = JaggedTensor(values=torch.randn(5, 16), lengths=torch.tensor([2, 0, 3]))
-    wrong: tuple[Any, ...] = (history.values(), {"item": history}, [2, 0, 3], None)
+    layout = JaggedLayout.from_lengths([2, 0, 3])
+    keyed = KeyedJaggedTensor(keys=["item"], values=torch.arange(5), lengths=torch.tensor([2, 0, 3]))
+    wrong: tuple[Any, ...] = (history.values(), {"item": history}, [2, 0, 3], None, layout, keyed)
     for given in wrong:
         with pytest.raises(ValueError, match=rf"^history must be a JaggedTensor, got {type(given).__name__}; .*encoder\(values, offsets\)"):
             encode_jagged(encoder, given)
